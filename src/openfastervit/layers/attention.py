@@ -1,0 +1,52 @@
+"""Multi-head attention with an additive bias."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; logits ``q k^T / sqrt(head_dim) + bias``.
+
+    Args:
+        dim: Channels ``C``.
+        num_heads: Heads; must divide ``dim``.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of dim")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: ``(B, N, C) -> (3, B, heads, N, head_dim)``."""
+        batch, tokens, channels = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, channels // self.num_heads)
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """``(B, N, C) -> (B, N, C)`` with a bias ``(heads, N, N)``."""
+        batch, tokens, channels = x.shape
+        q, k, v = self._heads(x).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
+
+    @torch.jit.unused
+    def weights(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The attention ``forward`` pays: ``(B, heads, N, N)``, rows (queries) summing to 1. For looking at."""
+        q, k, _ = self._heads(x).float().unbind(0)
+        logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + bias.float()
+        return logits.softmax(dim=-1)

@@ -1,0 +1,452 @@
+"""Checkpoints: the released layout and ours, reading files safely, downloading the released ones.
+
+``released_keys`` is the one table between the two layouts; both directions follow from it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import tempfile
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says which, why and what to do."""
+
+
+class LoadResult(NamedTuple):
+    """What ``load_checkpoint`` left out, in the names of our layout."""
+
+    missing: list[str]
+    """Parameters that the checkpoint lacks and that kept their values."""
+    unexpected: list[str]
+    """Keys of the checkpoint that the network has no place for."""
+
+
+# --- The two layouts ------------------------------------------------------------------------------------------------
+
+_STEM = {"conv1": "0", "norm1": "1", "conv2": "3", "norm2": "4"}
+_BLOCK = {
+    "window_position.mlp.fc1": "pos_embed.cpb_mlp.0",
+    "window_position.mlp.fc2": "pos_embed.cpb_mlp.2",
+    "carrier_position.mlp.fc1": "hat_pos_embed.cpb_mlp.0",
+    "carrier_position.mlp.fc2": "hat_pos_embed.cpb_mlp.2",
+    "carrier.scale1.gamma": "gamma1",
+    "carrier.scale2.gamma": "gamma2",
+    "window.scale1.gamma": "gamma3",
+    "window.scale2.gamma": "gamma4",
+    **{
+        f"{ours}.{part}": f"{theirs}{released}"
+        for ours, theirs in (("window", ""), ("carrier", "hat_"))
+        for part, released in (
+            ("norm1", "norm1"),
+            ("norm2", "norm2"),
+            ("attn", "attn"),
+            ("mlp", "mlp"),
+            ("bias.mlp.fc1", "attn.pos_emb_funct.cpb_mlp.0"),
+            ("bias.mlp.fc2", "attn.pos_emb_funct.cpb_mlp.2"),
+        )
+    },
+}
+_CACHED = re.compile(r"\.(relative_bias|relative_coords_table|relative_position_index)$")
+_WRAPPERS = ("module.", "encoder.", "_orig_mod.")
+_CONTAINERS = ("state_dict", "model")
+
+
+def released_keys(key: str) -> tuple[str, ...]:
+    """The names a parameter of ours has in the released layout: one, or two for the carrier initialiser.
+
+    Raises:
+        KeyError: If no FasterViT has that parameter.
+    """
+    part, _, rest = key.partition(".")
+    if part == "stem":
+        name, _, tail = rest.partition(".")
+        return (f"patch_embed.conv_down.{_STEM[name]}.{tail}",)
+    if part == "norm":
+        return (key,)
+    if part == "head":
+        return (f"head.{rest.removeprefix('fc.')}",)
+    match = re.fullmatch(r"stages\.(\d+)\.(.+)", key)
+    if not match:
+        raise KeyError(key)
+    stage, rest = int(match[1]), match[2].removeprefix("attention.")
+    if rest.startswith("downsample."):
+        name = rest.removeprefix("downsample.")
+        return (f"levels.{stage - 1}.downsample.{name.replace('conv.', 'reduction.0.')}",)
+    if rest.startswith("carrier_init.conv."):
+        name = rest.removeprefix("carrier_init.conv.")
+        tokenizer = f"levels.{stage}.global_tokenizer"
+        return f"{tokenizer}.pos_embed.{name}", f"{tokenizer}.to_global_feature.pos.{name}"
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", rest)
+    if not match:
+        raise KeyError(key)
+    block = f"levels.{stage}.blocks.{match[1]}"
+    for ours, theirs in _BLOCK.items():
+        if match[2] == ours or match[2].startswith(f"{ours}."):
+            return (f"{block}.{theirs}{match[2].removeprefix(ours)}",)
+    return (f"{block}.{match[2]}",)  # conv blocks have the same names in both
+
+
+def _unwrap(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a checkpoint without containers and wrappers' prefixes."""
+    for container in _CONTAINERS:
+        inner = source.get(container)
+        if isinstance(inner, Mapping) and inner:
+            source = inner
+            break
+    out = dict(source)
+    for _ in _WRAPPERS:
+        for prefix in _WRAPPERS:
+            if out and all(str(key).startswith(prefix) for key in out):
+                out = {key.removeprefix(prefix): value for key, value in out.items()}
+    return out
+
+
+def _to_ours(weights: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Rename released keys to ours for a network with parameters ``names``; also the keys that fit nowhere."""
+    ours = {released: (name, released) for name in names for released in released_keys(name)}
+    out: dict[str, Any] = {}
+    unknown: list[str] = []
+    first: dict[str, str] = {}
+    for key, value in weights.items():
+        if _CACHED.search(key):
+            continue  # follows from the parameters; the stored value may be of another image size
+        if key not in ours:
+            unknown.append(key)
+            continue
+        name = ours[key][0]
+        if name in out and not torch.equal(out[name], value):
+            raise CheckpointError(
+                f"{first[name]} and {key} are one tensor stored twice, but they differ; the checkpoint is damaged"
+            )
+        out[name] = value
+        first.setdefault(name, key)
+    return out, unknown
+
+
+def _listed(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:4])
+    return shown if len(keys) <= 4 else f"{shown} and {len(keys) - 4} more"
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Any], model: nn.Module, *, strict: bool = True, skip: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Weights in any layout, as a state dict of ours for ``model``.
+
+    Args:
+        state_dict: Weights in the released layout or ours, bare or under ``state_dict`` or ``model``, perhaps with the
+            prefixes ``module.``, ``encoder.`` or ``_orig_mod.``.
+        model: A FasterViT.
+        strict: Raise where keys are missing or unknown.
+        skip: Prefixes of our names whose absence and shape are not checked here.
+
+    Raises:
+        CheckpointError: If these are not weights of this network: the message names the keys.
+    """
+    weights = _unwrap(state_dict)
+    expected = dict(model.state_dict())
+    released = any(key.startswith(("patch_embed.", "levels.")) for key in weights)
+    if not released and not any(key.startswith(("stem.", "stages.")) for key in weights):
+        found = _listed([str(key) for key in weights]) or "nothing"
+        raise CheckpointError(f"this is not a FasterViT checkpoint: it holds {found}")
+    # Names of a headless network too, so that a classifier it drops is recognised.
+    names = [*expected, "head.fc.weight", "head.fc.bias"]
+    if released:
+        converted, unknown = _to_ours(weights, names)
+    else:
+        converted = {key: value for key, value in weights.items() if key in names}
+        unknown = [key for key in weights if key not in names]
+    skipped = tuple(skip)
+    if "head.fc.weight" not in expected:
+        extra = [key for key in converted if key not in expected]
+        if not any(prefix.startswith("head.") for prefix in skipped):
+            unknown += extra
+            converted = {key: value for key, value in converted.items() if key in expected}
+
+    def shown(name: str) -> str:
+        return released_keys(name)[0] if released else name
+
+    missing = [name for name in expected if name not in converted and not name.startswith(skipped)]
+    # Counters of batch norm say nothing about the function; old files lack them.
+    counters = [name for name in missing if name.endswith("num_batches_tracked")]
+    converted.update({name: expected[name] for name in counters})
+    missing = [name for name in missing if name not in counters]
+    if strict and (missing or unknown):
+        parts = []
+        if missing:
+            parts.append(f"lacks {_listed([shown(name) for name in missing])}")
+        if unknown:
+            parts.append(f"has keys unknown to it: {_listed(unknown)}")
+        raise CheckpointError(f"the checkpoint does not fit this network: it {'; it '.join(parts)}")
+    for name, value in converted.items():
+        if name not in expected or (skipped and name.startswith(skipped)):
+            continue
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{shown(name)} is a {type(value).__name__}, not a tensor")
+        if value.shape != expected[name].shape:
+            message = f"{shown(name)} has shape {list(value.shape)}, the network needs {list(expected[name].shape)}"
+            if name.startswith("head.fc."):
+                message += (
+                    f": the checkpoint has {value.shape[0]} classes. Build the network with "
+                    f"num_classes={value.shape[0]}, or ask for num_classes in create_model(..., checkpoint=...) to "
+                    "start a new classifier"
+                )
+            raise CheckpointError(message)
+    return converted
+
+
+def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A network's state dict in the released layout, the carrier initialiser under both its names."""
+    return {key: value for name, value in model.state_dict().items() for key in released_keys(name)}
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+# Plain data that training scripts store beside the weights. Building these runs no code of the file.
+_SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64")),
+]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint file, safetensors or torch, running none of its code.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is truncated, of another kind, or asks to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the checkpoint file inside it")
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}; check the path")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if len(head) == 9 and head[8:9] == b"{":
+        try:
+            return dict(safetensors.torch.load_file(path))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is a damaged or truncated safetensors file ({error}); fetch it again") from error
+    if not head.startswith((b"PK", b"\x80")):
+        raise CheckpointError(f"{path} is neither a safetensors nor a torch checkpoint")
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name or "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            wanted = f" ({name[1]})" if name else ""
+            raise CheckpointError(
+                f"{path} is refused: loading it would run code{wanted}. Ask its author for safetensors"
+            ) from error
+        raise CheckpointError(f"{path} is a damaged or truncated torch checkpoint; fetch it again") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} is a damaged or truncated torch checkpoint; fetch it again") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return dict(content)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``save_checkpoint`` wrote beside the weights; empty for other files."""
+    path = Path(path)
+    with path.open("rb") as file:
+        if file.read(9)[8:9] != b"{":
+            return {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("openfastervit", "{}")
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is a damaged or truncated safetensors file ({error}); fetch it again") from error
+    metadata = json.loads(text)
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def load_checkpoint(
+    model: nn.Module, source: Source, strict: bool = True, *, new_classifier: bool = False
+) -> LoadResult:
+    """Load weights into a FasterViT.
+
+    Args:
+        model: A network from ``create_model`` or ``FasterViT``.
+        source: A file (safetensors or torch) or a state dict, in the released layout or ours.
+        strict: Raise where keys are missing or unknown; otherwise report them.
+        new_classifier: Where the checkpoint's classes are not the network's, keep the network's own classifier.
+
+    Returns:
+        The missing and the unexpected keys, both empty when strict.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file cannot be read safely or does not fit: the message names the key.
+    """
+    if isinstance(source, Mapping):
+        weights = _unwrap(source)
+    else:
+        weights = _unwrap(read_checkpoint(source))
+    try:
+        converted = convert_state_dict(weights, model, strict=strict, skip=("head.fc.",) if new_classifier else ())
+    except CheckpointError as error:
+        if isinstance(source, Mapping):
+            raise
+        raise CheckpointError(f"{source}: {error}") from error
+    expected = model.state_dict()
+    if new_classifier:
+        converted = {
+            name: value
+            for name, value in converted.items()
+            if not name.startswith("head.fc.") or (name in expected and expected[name].shape == value.shape)
+        }
+        if ("head.fc.weight" in converted) != ("head.fc.bias" in converted):
+            converted = {name: value for name, value in converted.items() if not name.startswith("head.fc.")}
+    result = model.load_state_dict(converted, strict=False)
+    # Names of the released layout stay as they are found: there is no other name for an unknown key.
+    unexpected = [] if strict else [key for key in weights if key not in _known(weights, expected)]
+    missing = [name for name in result.missing_keys if not (new_classifier and name.startswith("head.fc."))]
+    return LoadResult(missing, unexpected)
+
+
+def _known(weights: Mapping[str, Any], expected: Iterable[str]) -> set[str]:
+    names = set(expected)
+    return names | {key for name in names for key in released_keys(name)} | {k for k in weights if _CACHED.search(k)}
+
+
+def save_checkpoint(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    layout: Literal["openfastervit", "released"] = "openfastervit",
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a network's weights, to a temporary file first: a full disk or a kill leaves the old file whole.
+
+    Args:
+        model: A FasterViT.
+        path: Ends in ``.safetensors`` (any layout), else a torch file is written: ``{"state_dict": ...}``.
+        layout: ``"openfastervit"``, or ``"released"`` for tools that expect the released names.
+        metadata: Plain data to keep beside the weights (safetensors only): ``fastervit predict`` reads ``model``,
+            ``overrides``, ``classes``, ``input`` from it.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: If the layout is unknown, or metadata is given for a torch file.
+    """
+    path = Path(path)
+    if layout not in ("openfastervit", "released"):
+        raise ValueError(f'layout={layout!r} is neither "openfastervit" nor "released"')
+    weights = dict(model.state_dict()) if layout == "openfastervit" else released_state_dict(model)
+    safe = path.suffix == ".safetensors"
+    if metadata is not None and not safe:
+        raise ValueError(f"{path}: metadata needs a .safetensors file")
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        if safe:
+            text = {"format": "pt", "openfastervit": json.dumps(dict(metadata or {}))}
+            safetensors.torch.save_file(weights, temporary, metadata=text)
+        else:
+            torch.save({"state_dict": weights}, temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# --- Released weights -----------------------------------------------------------------------------------------------
+
+SHA256: dict[str, str] = {}
+"""sha256 of released files by file name, where known; a download that differs is refused."""
+
+NOTICE = "The released FasterViT weights are for non-commercial use only; openfastervit's licence does not cover them."
+_noticed = False
+
+
+def read_pretrained(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of a pretrained configuration: its ``file``, or a cached download from the Hugging Face Hub.
+
+    Raises:
+        CheckpointError: If the file cannot be had or does not have the sha256 on record.
+    """
+    global _noticed
+    if cfg.get("file"):
+        return _unwrap(read_checkpoint(cfg["file"]))
+    if not cfg.get("hf_hub_id") or not cfg.get("hf_hub_filename"):
+        raise CheckpointError(f"no released weights are known for {cfg.get('architecture', 'this network')}")
+    if not _noticed:
+        _noticed = True
+        warnings.warn(NOTICE, UserWarning, stacklevel=2)
+    path = download(cfg["hf_hub_id"], cfg["hf_hub_filename"])
+    return _unwrap(read_checkpoint(path))
+
+
+def download(repo: str, filename: str) -> Path:
+    """Fetch a file of the Hugging Face Hub into its cache, once; verified where its sha256 is known."""
+    import huggingface_hub
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repo, filename))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise CheckpointError(
+            f"cannot download {filename} from {repo} on the Hugging Face Hub ({type(error).__name__}). Without a "
+            "network, fetch the file elsewhere and pass its path: create_model(name, checkpoint=PATH)"
+        ) from error
+    wanted = SHA256.get(filename)
+    if wanted is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != wanted:
+            raise CheckpointError(f"{path} has sha256 {found}, expected {wanted}; delete it and download again")
+    return path
+
+
+# --- The released configuration -------------------------------------------------------------------------------------
+
+RELEASED_OPTIONS = {
+    "in_dim": "stem_dim",
+    "window_size": "window_sizes",
+    "ct_size": "carrier_size",
+    "hat": "hierarchical",
+    "do_propagation": "propagate_carriers",
+    "resolution": "img_size",
+}
+"""Options that changed their name from the released configuration to ours."""
+
+
+def from_released_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of ``FasterViT`` from a configuration in the released names."""
+    out = {RELEASED_OPTIONS.get(key, key): value for key, value in config.items()}
+    return {"hierarchical": (False, False, True, False), "layer_scale": None, "propagate_carriers": False, **out}

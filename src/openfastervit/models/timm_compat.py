@@ -1,0 +1,73 @@
+"""Everything that touches timm's private names, so that a change there is mended in one place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from timm.layers import register_notrace_function, register_notrace_module
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._registry import register_model_deprecations
+from torch import Tensor, nn
+
+__all__ = [
+    "build_model_with_cfg",
+    "feature_take_indices",
+    "generate_default_cfgs",
+    "record_input_size",
+    "register_model",
+    "register_model_deprecations",
+    "register_notrace_function",
+    "register_notrace_module",
+    "resolve_pretrained_cfg",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resolve_pretrained_cfg(variant: str, cfg: Any, overlay: dict[str, Any] | None) -> dict[str, Any]:
+    """The pretrained configuration timm will use for a variant, as a plain dict."""
+    from timm.models._builder import resolve_pretrained_cfg as resolve
+
+    resolved = resolve(variant, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay)
+    return dict(resolved.to_dict(remove_source=False, remove_null=True))
+
+
+def record_input_size(model: nn.Module, img_size: tuple[int, int], window_sizes: Sequence[Any]) -> None:
+    """Tell timm's hub export that a network was resized, so that it is rebuilt that way (newer timm only)."""
+    try:
+        from timm.models._input import update_model_input_size
+    except ImportError:
+        return
+    update_model_input_size(model, img_size, window_sizes=tuple(window_sizes))
+
+
+def build(
+    model_cls: type[Model],
+    variant: str,
+    *,
+    pretrained: bool,
+    read_weights: Callable[[dict[str, Any]], dict[str, Tensor]],
+    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]],
+    **kwargs: Any,
+) -> Model:
+    """Build a registered network the way timm does, with weights read by us.
+
+    ``read_weights`` gets the resolved configuration and returns a state dict. timm then adapts it to ``in_chans``,
+    ``num_classes`` and ``features_only`` as for its own networks.
+    """
+    if pretrained:
+        overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+        if "state_dict" not in cfg and cfg.get("source") not in ("hf-hub", "local-dir"):
+            overlay["state_dict"] = read_weights(cfg)
+        kwargs["pretrained_cfg_overlay"] = overlay
+    model: Model = build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **kwargs,
+    )
+    getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # do not keep a second copy of the weights alive
+    return model
