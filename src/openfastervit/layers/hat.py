@@ -161,7 +161,6 @@ class CarrierInitialiser(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-@torch.jit.ignore
 def _cells(cells: int, stride: int, kernel: int, x: Tensor) -> Tensor:
     """``(cells, L)``: 1 where a position belongs to a cell of the pooling, else 0."""
     start = torch.arange(cells, device=x.device)[:, None] * stride

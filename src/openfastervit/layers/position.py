@@ -7,7 +7,6 @@ size is computed from that size, once a stage and call.
 Shapes: ``N = h * w`` tokens of an ``h x w`` grid in row-major order, ``C`` channels.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ def _axis_coordinates(size: int, dtype: torch.dtype, device: torch.device) -> Te
 def _axis_offsets(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     offset = torch.arange(2 * size - 1, dtype=dtype, device=device) - (size - 1)
     offset = 8 * offset / max(size - 1, 1)
-    return torch.sign(offset) * torch.log2(offset.abs() + 1) / math.log2(8)
+    return torch.sign(offset) * torch.log2(offset.abs() + 1) / 3  # log2(8)
 
 
 def _axis_index(size: int, device: torch.device) -> Tensor:
@@ -84,8 +83,9 @@ class PositionMLP(nn.Module):
         if torch.jit.is_scripting():
             return self._mlp(points)
         else:
-            if torch.is_autocast_enabled(points.device.type):
-                with torch.autocast(points.device.type, enabled=False):
+            device = points.device.type
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
                     return self._mlp(points)
             return self._mlp(points)
 

@@ -190,14 +190,13 @@ class FasterViT(nn.Module):
                 )
                 continue
             window = window_pair(window_sizes[i], f"window_sizes[{i}]")
-            counts = window_counts(*_map_size(self.img_size, i), window)
             attention = HierarchicalAttention(
                 stage_dim,
                 num_heads[i],
                 window_size=window,
                 carrier_size=carrier_size,
                 depth=depths[i],
-                hierarchical=bool(hierarchical[i]) and counts[0] * counts[1] > 1,
+                hierarchical=bool(hierarchical[i]) and _has_carriers(self.img_size, i, window),
                 mlp_ratio=mlp_ratio,
                 layer_scale=layer_scale,
                 propagate_carriers=propagate_carriers,
@@ -217,6 +216,7 @@ class FasterViT(nn.Module):
         )
         self.head_hidden_size: int = self.head.num_features
         self._trained_windows = tuple(window_pair(size) for size in window_sizes)
+        self._built_size = self.img_size
         self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
@@ -253,21 +253,23 @@ class FasterViT(nn.Module):
             raise ValueError(f'windows={windows!r} is neither "pad" nor "fit"')
         size = self.img_size if img_size is None else _image_size(img_size)
         window_sizes = list(self._trained_windows)
-        same_parameters = True
-        for i, stage in enumerate(self.stages):
-            if not isinstance(stage, AttentionStage):
-                continue
-            map_size = _map_size(size, i)
-            least = max(stage.attention.carrier_size, 1)
+        stages = {i: stage.attention for i, stage in enumerate(self.stages) if isinstance(stage, AttentionStage)}
+        for i, attention in stages.items():
             if windows == "fit":
                 h, w = self._trained_windows[i]
-                window_sizes[i] = fit_window(map_size[0], h, least), fit_window(map_size[1], w, least)
-            stage.attention.set_window_size(window_sizes[i])
-            counts = window_counts(*map_size, window_sizes[i])
-            same_parameters &= (counts[0] * counts[1] > 1) or stage.attention.carrier_init is None
+                height, width = _map_size(size, i)
+                least = max(attention.carrier_size, 1)
+                window_sizes[i] = fit_window(height, h, least), fit_window(width, w, least)
+            attention.set_window_size(window_sizes[i])
         self.img_size = size
-        if same_parameters:  # a network rebuilt at that size would have the same carriers
-            timm_compat.record_input_size(self, size, window_sizes)
+        # timm's export rebuilds a network from what is recorded: at a size of one window it would lose its carriers.
+        for recorded in (size, self._built_size):
+            if all(
+                (attention.carrier_init is not None) <= _has_carriers(recorded, i, window_sizes[i])
+                for i, attention in stages.items()
+            ):
+                timm_compat.record_input_size(self, recorded, window_sizes)
+                break
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -412,6 +414,12 @@ def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:
     return -(-img_size[0] // stride), -(-img_size[1] // stride)
 
 
+def _has_carriers(img_size: tuple[int, int], stage: int, window: tuple[int, int]) -> bool:
+    """Whether a hierarchical stage has more than one window at an image size."""
+    n_h, n_w = window_counts(*_map_size(img_size, stage), window)
+    return n_h * n_w > 1
+
+
 # --- The family -----------------------------------------------------------------------------------------------------
 
 _HAT: dict[str, Any] = {"num_heads": (2, 4, 8, 16)}
@@ -463,15 +471,20 @@ def _cfg(filename: str, *, size: int = 224, **kwargs: Any) -> dict[str, Any]:
     }
 
 
+# A hierarchical stage 2 with windows of 7 has one window, hence no use for its carriers, up to 112 x 112 images. Any
+# size from 32 works; this tells tools that probe a network at its smallest size where all of it takes part.
+_HIERARCHICAL: dict[str, Any] = {"min_input_size": (3, 128, 128)}
+
+
 default_cfgs = timm_compat.generate_default_cfgs(
     {
-        "fastervit_0.in1k": _cfg("fastervit_0_224_1k.pth.tar", crop_pct=0.875),
-        "fastervit_1.in1k": _cfg("fastervit_1_224_1k.pth.tar"),
-        "fastervit_2.in1k": _cfg("fastervit_2_224_1k.pth.tar"),
-        "fastervit_3.in1k": _cfg("fastervit_3_224_1k.pth.tar"),
-        "fastervit_4.in1k": _cfg("fastervit_4_224_1k.pth.tar"),
-        "fastervit_5.in1k": _cfg("fastervit_5_224_1k.pth.tar"),
-        "fastervit_6.in1k": _cfg("fastervit_6_224_1k.pth.tar"),
+        "fastervit_0.in1k": _cfg("fastervit_0_224_1k.pth.tar", crop_pct=0.875, **_HIERARCHICAL),
+        "fastervit_1.in1k": _cfg("fastervit_1_224_1k.pth.tar", **_HIERARCHICAL),
+        "fastervit_2.in1k": _cfg("fastervit_2_224_1k.pth.tar", **_HIERARCHICAL),
+        "fastervit_3.in1k": _cfg("fastervit_3_224_1k.pth.tar", **_HIERARCHICAL),
+        "fastervit_4.in1k": _cfg("fastervit_4_224_1k.pth.tar", **_HIERARCHICAL),
+        "fastervit_5.in1k": _cfg("fastervit_5_224_1k.pth.tar", **_HIERARCHICAL),
+        "fastervit_6.in1k": _cfg("fastervit_6_224_1k.pth.tar", **_HIERARCHICAL),
         "fastervit_4_w14_224.in21k_ft_in1k": _cfg(
             "fastervit_4_21k_224_w14.pth.tar", crop_pct=0.95, crop_mode="squash"
         ),
