@@ -144,13 +144,14 @@ class CarrierInitialiser(nn.Module):
         self.carrier_size = carrier_size
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, counts: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
         """``(B, C, n_h*h, n_w*w) -> (B, c*n_h * c*n_w, C)``, carriers in row-major order."""
         x = self.conv(x)
-        cells_h, cells_w = self.carrier_size * counts[0], self.carrier_size * counts[1]
-        stride_h, stride_w = x.shape[2] // cells_h, x.shape[3] // cells_w
-        kernel_h = x.shape[2] - (cells_h - 1) * stride_h
-        kernel_w = x.shape[3] - (cells_w - 1) * stride_w
+        c = self.carrier_size
+        cells_h, cells_w = c * counts[0], c * counts[1]
+        stride_h, stride_w = window[0] // c, window[1] // c  # L // O with L = n * h, O = n * c
+        kernel_h = counts[0] * window[0] - (cells_h - 1) * stride_h
+        kernel_w = counts[1] * window[1] - (cells_w - 1) * stride_w
         if exporting():
             # An exported average pool fixes its kernel; membership matrices leave the size of the map open.
             rows = _cells(cells_h, stride_h, kernel_h, x)
@@ -342,13 +343,13 @@ class HierarchicalAttention(nn.Module):
         carriers: Tensor | None = None
         carrier_geometry: GridGeometry | None = None
 
-        x = pad_to_windows(x, window)
+        x = pad_to_windows(x, window, counts)
         if self.carrier_init is not None:
             if counts[0] * counts[1] > 1:
                 c = self.carrier_size
-                carriers = self.carrier_init(x, counts)
+                carriers = self.carrier_init(x, window, counts)
                 carrier_geometry = grid_geometry(c * counts[0], c * counts[1], dtype, x.device)
-        x = map_to_windows(x, window)
+        x = map_to_windows(x, window, counts)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x, carriers = checkpoint(

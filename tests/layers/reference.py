@@ -1,0 +1,135 @@
+"""Hierarchical attention written a second time, from the definition, one window and one head at a time.
+
+Slow and plain on purpose: loops and softmax, no reshaping tricks, so that a mistake in the fast one shows. Square maps
+have the released networks to be compared with; maps of any other shape have this.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from openfastervit.layers import AttentionBlock, HierarchicalAttention, TransformerLayer
+from openfastervit.layers.position import PositionMLP
+
+
+def _mlp(mlp: PositionMLP, point: tuple[float, float], like: Tensor) -> Tensor:
+    x = torch.tensor(point, dtype=like.dtype)
+    return mlp.fc2.weight @ torch.relu(mlp.fc1.weight @ x + mlp.fc1.bias)
+
+
+def _absolute(mlp: PositionMLP, height: int, width: int, like: Tensor) -> Tensor:
+    def coordinate(i: int, size: int) -> float:
+        return 0.0 if size == 1 else (i - size // 2) / (size // 2)
+
+    rows = [
+        _mlp(mlp, (coordinate(i, height), coordinate(j, width)), like) for i in range(height) for j in range(width)
+    ]
+    return torch.stack(rows)
+
+
+def _offset(d: int, size: int) -> float:
+    if size == 1:
+        return 0.0
+    u = 8 * d / (size - 1)
+    return math.copysign(math.log2(abs(u) + 1) / math.log2(8), u)
+
+
+def _bias(mlp: PositionMLP, height: int, width: int, carriers: int, heads: int, like: Tensor) -> Tensor:
+    tokens = [(i, j) for i in range(height) for j in range(width)]
+    bias = torch.zeros(heads, carriers + len(tokens), carriers + len(tokens), dtype=like.dtype)
+    cache: dict[tuple[int, int], Tensor] = {}
+    for q, (qi, qj) in enumerate(tokens):
+        for k, (ki, kj) in enumerate(tokens):
+            d = (qi - ki, qj - kj)
+            if d not in cache:
+                cache[d] = 16 * torch.sigmoid(_mlp(mlp, (_offset(d[0], height), _offset(d[1], width)), like))
+            bias[:, carriers + q, carriers + k] = cache[d]
+    return bias
+
+
+def _layer(layer: TransformerLayer, x: Tensor, bias: Tensor) -> Tensor:
+    """``(N, C) -> (N, C)``."""
+    attn = layer.attn
+    heads, width = attn.num_heads, x.shape[1] // attn.num_heads
+    qkv = layer.norm1(x) @ attn.qkv.weight.T + attn.qkv.bias
+    out = []
+    for h in range(heads):
+        q, k, v = (qkv[:, (part * heads + h) * width : (part * heads + h + 1) * width] for part in range(3))
+        out.append(torch.softmax(q @ k.T / math.sqrt(width) + bias[h], dim=-1) @ v)
+    x = x + layer.scale1(torch.cat(out, dim=1) @ attn.proj.weight.T + attn.proj.bias)
+    return x + layer.scale2(layer.mlp(layer.norm2(x)))
+
+
+def _block(
+    block: AttentionBlock, grid: Tensor, carriers: Tensor | None, window: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """``grid`` (n_h*h, n_w*w, C), ``carriers`` (c*n_h, c*n_w, C)."""
+    h, w = window
+    n_h, n_w, channels = grid.shape[0] // h, grid.shape[1] // w, grid.shape[2]
+    c, heads = block.carrier_size, block.window.attn.num_heads
+    position = _absolute(block.window_position.mlp, h, w, grid)
+    num_carriers = 0
+    if carriers is not None:
+        assert block.carrier is not None
+        assert block.carrier_position is not None
+        num_carriers = c * c
+        height, width = carriers.shape[0], carriers.shape[1]
+        flat = carriers.reshape(-1, channels) + _absolute(block.carrier_position.mlp, height, width, grid)
+        flat = _layer(block.carrier, flat, _bias(block.carrier.bias.mlp, height, width, 0, heads, grid))
+        carriers = flat.reshape(height, width, channels)
+    bias = _bias(block.window.bias.mlp, h, w, num_carriers, heads, grid)
+    new_grid = torch.zeros_like(grid)
+    new_carriers = torch.zeros_like(carriers) if carriers is not None else None
+    for a in range(n_h):
+        for b in range(n_w):
+            tokens = grid[a * h : (a + 1) * h, b * w : (b + 1) * w].reshape(-1, channels) + position
+            if carriers is not None:
+                local = carriers[a * c : (a + 1) * c, b * c : (b + 1) * c].reshape(-1, channels)
+                tokens = torch.cat((local, tokens))
+            tokens = _layer(block.window, tokens, bias)
+            local, tokens = tokens[:num_carriers], tokens[num_carriers:]
+            if new_carriers is not None:
+                new_carriers[a * c : (a + 1) * c, b * c : (b + 1) * c] = local.reshape(c, c, channels)
+            tokens = tokens.reshape(h, w, channels)
+            if new_carriers is not None and block.propagate_carriers:
+                assert block.carrier is not None
+                for i in range(h):
+                    for j in range(w):
+                        source = local.reshape(c, c, channels)[i * c // h, j * c // w]
+                        tokens[i, j] = tokens[i, j] + block.carrier.scale1(source)
+            new_grid[a * h : (a + 1) * h, b * w : (b + 1) * w] = tokens
+    return new_grid, new_carriers
+
+
+def hierarchical_attention(module: HierarchicalAttention, x: Tensor) -> Tensor:
+    """What ``module(x)`` should be, for one image ``(C, H, W)``, in evaluation mode."""
+    channels, height, width = x.shape
+    h, w = module.window_size
+    n_h, n_w = math.ceil(height / h), math.ceil(width / w)
+    padded = torch.zeros(channels, n_h * h, n_w * w, dtype=x.dtype)
+    padded[:, :height, :width] = x
+    carriers = None
+    if module.carrier_init is not None and n_h * n_w > 1:
+        c = module.carrier_size
+        y = module.carrier_init.conv(padded[None])[0]
+        cells_h, cells_w = c * n_h, c * n_w
+        stride_h, stride_w = n_h * h // cells_h, n_w * w // cells_w
+        kernel_h, kernel_w = n_h * h - (cells_h - 1) * stride_h, n_w * w - (cells_w - 1) * stride_w
+        carriers = torch.stack(
+            [
+                torch.stack(
+                    [
+                        y[
+                            :, i * stride_h : i * stride_h + kernel_h, j * stride_w : j * stride_w + kernel_w
+                        ].mean((1, 2))
+                        for j in range(cells_w)
+                    ]
+                )
+                for i in range(cells_h)
+            ]
+        )
+    grid = padded.permute(1, 2, 0)
+    for block in module.blocks:
+        grid, carriers = _block(block, grid, carriers, (h, w))
+    return grid.permute(2, 0, 1)[:, :height, :width]
