@@ -1,0 +1,150 @@
+"""A classifier from one file: the network, the names of its classes, how its images are prepared.
+
+What ``save_checkpoint`` kept beside the weights (``metadata``) says all of it. Other files hold weights alone: then the
+network must be named, classes and channels are read from the shapes, and images are prepared as the released network's.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo
+from torch import nn
+
+from openfastervit.models import (
+    CheckpointError,
+    FasterViT,
+    create_model,
+    load_checkpoint,
+    read_checkpoint,
+    read_metadata,
+)
+from openfastervit.models.checkpoints import convert_state_dict
+from openfastervit.models.factory import resolve_name
+
+_INPUT = {
+    "size": "input_size",
+    "mean": "mean",
+    "std": "std",
+    "interpolation": "interpolation",
+    "crop_pct": "crop_pct",
+    "crop_mode": "crop_mode",
+}
+"""Our metadata's names of what timm's ``create_transform`` takes."""
+
+
+class Classifier(NamedTuple):
+    """A network with what is needed to use it."""
+
+    model: FasterViT
+    classes: tuple[str, ...]
+    """Names, in the order of the logits."""
+    preparation: dict[str, Any]
+    """Arguments of ``timm.data.create_transform``."""
+
+
+def load_classifier(
+    path: str | os.PathLike[str], model: str | None = None, img_size: Sequence[int] | None = None
+) -> Classifier:
+    """Read a classifier, on the CPU and in evaluation mode.
+
+    Args:
+        path: A checkpoint in any layout.
+        model: The network's name; needed where the checkpoint does not tell it.
+        img_size: Side or (height, width) that images are scaled to, instead of the checkpoint's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be read safely, does not fit the network, or holds no classifier.
+        ValueError: If the network is unknown, or not named where that is needed, or the size below 32.
+    """
+    weights = read_checkpoint(path)
+    try:
+        metadata = _checked(read_metadata(path))
+        network = _build(weights, _architecture(metadata, model), dict(metadata.get("overrides") or {}))
+        load_checkpoint(network, weights)
+        classes = _class_names(metadata, network.num_classes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if img_size is not None:
+        network.set_input_size(img_size[0] if len(img_size) == 1 else img_size)
+    return Classifier(
+        network.eval(), classes, _preparation(metadata, network, None if img_size is None else network.img_size)
+    )
+
+
+def _checked(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata, if it has the form that ``save_checkpoint`` documents."""
+    expected = {"model": str, "overrides": Mapping, "classes": Sequence, "input": Mapping}
+    for key, kind in expected.items():
+        if metadata.get(key) is not None and not isinstance(metadata[key], kind):
+            raise CheckpointError(f"its metadata is damaged: {key} is {metadata[key]!r}")
+    size = (metadata.get("input") or {}).get("size")
+    if size is not None and not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) for n in size)):
+        raise CheckpointError(f"its metadata is damaged: the input size is {size!r}, not [channels, height, width]")
+    return metadata
+
+
+def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
+    """The network's name, or None where its options alone define it."""
+    told = metadata.get("model")
+    if asked is not None:
+        asked = resolve_name(asked)
+        if told is not None and resolve_name(told).partition(".")[0] != asked.partition(".")[0]:
+            raise CheckpointError(f"this is a {told}, not a {asked}; leave the model's name out")
+        return asked
+    if told is None and not metadata.get("overrides"):
+        raise CheckpointError(
+            "the file does not tell which network it holds; name it, for instance --model fastervit_0 "
+            "(`fastervit list` shows all)"
+        )
+    return told
+
+
+def _build(weights: Mapping[str, Any], name: str | None, options: dict[str, Any]) -> FasterViT:
+    """The network that the weights belong to, with as many classes and channels as they have."""
+
+    def build(options: dict[str, Any]) -> FasterViT:
+        try:
+            network: nn.Module = FasterViT(**options) if name is None else create_model(name, **options)
+        except TypeError as error:
+            raise CheckpointError(f"its metadata asks for a network that cannot be built: {error}") from error
+        assert isinstance(network, FasterViT)
+        return network
+
+    network = build(options)
+    ours = convert_state_dict(weights, network, skip=("head.fc.", "stem.conv1."))
+    if "head.fc.weight" not in ours:
+        raise CheckpointError("this is a backbone without a classifier; there are no classes to predict")
+    found = {"num_classes": ours["head.fc.weight"].shape[0], "in_chans": ours["stem.conv1.weight"].shape[1]}
+    # What the metadata tells is not adapted to the weights: where they differ, loading says so.
+    shapes = {key: count for key, count in found.items() if key not in options and count != getattr(network, key)}
+    return build({**options, **shapes}) if shapes else network
+
+
+def _class_names(metadata: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    names = metadata.get("classes")
+    if names is not None:
+        if len(names) != count:
+            raise CheckpointError(f"its metadata names {len(names)} classes, its classifier has {count}")
+        return tuple(str(name) for name in names)
+    if count == 1000:
+        imagenet = ImageNetInfo()
+        return tuple(imagenet.index_to_description(index) for index in range(count))
+    return tuple(str(index) for index in range(count))
+
+
+def _preparation(metadata: Mapping[str, Any], network: FasterViT, img_size: tuple[int, int] | None) -> dict[str, Any]:
+    """How images are prepared: as the metadata tells, else as the released network's, at ``img_size`` if given."""
+    told = metadata.get("input") or {}
+    preparation: dict[str, Any] = resolve_model_data_config(network)
+    preparation |= {theirs: told[ours] for ours, theirs in _INPUT.items() if told.get(ours) is not None}
+    height, width = img_size or preparation["input_size"][1:]
+    preparation["input_size"] = (network.in_chans, height, width)
+    for key in ("mean", "std"):
+        values = preparation[key]
+        if len(values) != network.in_chans:  # colour statistics for a network that takes grayscale
+            values = [sum(values) / len(values)] * network.in_chans
+        preparation[key] = tuple(values)
+    return preparation
