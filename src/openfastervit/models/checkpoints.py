@@ -278,7 +278,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             text = (opened.metadata() or {}).get("openfastervit", "{}")
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is a damaged or truncated safetensors file ({error}); fetch it again") from error
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} holds damaged metadata ({error}); fetch it again") from error
     return metadata if isinstance(metadata, dict) else {}
 
 

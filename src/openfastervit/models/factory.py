@@ -18,7 +18,7 @@ from openfastervit.models.checkpoints import (
     load_checkpoint,
     read_checkpoint,
 )
-from openfastervit.models.fastervit import ALIASES, VARIANTS, FasterViT
+from openfastervit.models.fastervit import ALIASES, VARIANTS, FasterViT, default_cfgs
 
 _TIMM_OPTIONS = (
     "features_only",
@@ -53,6 +53,8 @@ def resolve_name(name: str) -> str:
     if base not in VARIANTS:
         near = difflib.get_close_matches(base, [*VARIANTS, *ALIASES], n=3, cutoff=0.4) or list(VARIANTS)[:3]
         raise UnknownModelError(f"unknown model {name!r}; did you mean {', '.join(near)}? `fastervit list` shows all")
+    if dot and tag not in default_cfgs[base].cfgs:
+        raise UnknownModelError(f"unknown tag {tag!r} of {base}; there is {', '.join(default_cfgs[base].cfgs)}")
     return f"{base}{dot}{tag}"
 
 
