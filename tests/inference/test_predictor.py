@@ -239,6 +239,8 @@ def test_a_backbone_has_nothing_to_predict(tmp_path: Path):
         ),
         ({"overrides": {**OPTIONS, "in_chans": 1}}, "stem.conv1.weight has shape"),
         ({"overrides": {**OPTIONS, "dims": 8}}, "unknown option 'dims'.*did you mean dim"),
+        ({"overrides": {**OPTIONS, "depths": [1]}}, "cannot be built: depths"),
+        ({"model": "fastervit_9"}, "cannot be built: unknown model 'fastervit_9'; did you mean"),
         ({"overrides": [1]}, "metadata is damaged: overrides"),
         ({"input": {"size": [64, 64]}}, "metadata is damaged: the input size"),
         ({"model": 7}, "metadata is damaged: model"),

@@ -59,9 +59,9 @@ def load_classifier(
         CheckpointError: If it cannot be read safely, does not fit the network, or holds no classifier.
         ValueError: If the network is unknown, or not named where that is needed, or the size below 32.
     """
-    weights = read_checkpoint(path)
+    weights, metadata = read_checkpoint(path), read_metadata(path)
     try:
-        metadata = _checked(read_metadata(path))
+        _check(metadata)
         network = _build(weights, _architecture(metadata, model), dict(metadata.get("overrides") or {}))
         load_checkpoint(network, weights)
         classes = _class_names(metadata, network.num_classes)
@@ -74,16 +74,15 @@ def load_classifier(
     )
 
 
-def _checked(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata, if it has the form that ``save_checkpoint`` documents."""
-    expected = {"model": str, "overrides": Mapping, "classes": Sequence, "input": Mapping}
+def _check(metadata: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` unless the metadata has the form that ``save_checkpoint`` documents."""
+    expected = {"model": str, "overrides": dict, "classes": list, "input": dict}
     for key, kind in expected.items():
         if metadata.get(key) is not None and not isinstance(metadata[key], kind):
             raise CheckpointError(f"its metadata is damaged: {key} is {metadata[key]!r}")
     size = (metadata.get("input") or {}).get("size")
     if size is not None and not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) for n in size)):
         raise CheckpointError(f"its metadata is damaged: the input size is {size!r}, not [channels, height, width]")
-    return metadata
 
 
 def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
@@ -103,12 +102,12 @@ def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
 
 
 def _build(weights: Mapping[str, Any], name: str | None, options: dict[str, Any]) -> FasterViT:
-    """The network that the weights belong to, with as many classes and channels as they have."""
+    """The network that the weights belong to, with as many classes and channels as they have; weights not loaded."""
 
     def build(options: dict[str, Any]) -> FasterViT:
         try:
             network: nn.Module = FasterViT(**options) if name is None else create_model(name, **options)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"its metadata asks for a network that cannot be built: {error}") from error
         assert isinstance(network, FasterViT)
         return network

@@ -1,0 +1,22 @@
+"""``fastervit demo``."""
+
+from pathlib import Path
+
+
+def demo(*, out: Path = Path("demo-report"), seed: int = 0, epochs: int | None = None) -> int:
+    """Train a pocket network on handwritten digits and write a report.
+
+    Args:
+        out: Folder for the report.
+        seed: Of everything random; the same seed gives the same report.
+        epochs: Passes over the training images, instead of as many as it needs.
+    """
+    try:
+        from openfastervit.demo import run
+
+        run(out=out, seed=seed, epochs=epochs)
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "sklearn"):
+            raise
+        raise ValueError(f"the demo needs {error.name}: pip install 'openfastervit[demo]'") from error
+    return 0
