@@ -42,7 +42,7 @@ def test_list_without_a_match(fails):
     fails("list", "vgg", says=["no network has a name like 'vgg'", "`fastervit list`"])
 
 
-@pytest.mark.parametrize("command", [["list", "fastervit_6"], ["info", "fastervit_6"]])
+@pytest.mark.parametrize("command", [["list", "w24"], ["info", "fastervit_4_w24_384"]])
 def test_weights_are_not_allocated(fastervit: Run, monkeypatch: pytest.MonkeyPatch, command: list[str]):
     devices = set()
     register = torch.nn.Module.register_parameter
@@ -96,7 +96,7 @@ def test_info_fits_windows(fastervit: Run):
 @pytest.mark.parametrize("alias", ["faster_vit_0_224", "faster_vit_4_21k_384_any_res"])
 def test_info_takes_the_released_names(fastervit: Run, alias: str):
     outcome = fastervit("info", alias)
-    assert outcome.out == fastervit("info", ALIASES[alias]).out
+    assert outcome.out.startswith(f"{ALIASES[alias]} at ")
     assert outcome.err == ""
 
 
