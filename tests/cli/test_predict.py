@@ -159,7 +159,7 @@ def test_ctrl_c_keeps_the_rows_so_far(
 
 
 def test_a_long_run_shows_its_progress_and_ends_at_ctrl_c(checkpoint: Path, photos: Path, tmp_path: Path):
-    """The real thing: a process of its own, a terminal for its messages, a signal from the keyboard."""
+    """The real thing: `python -m openfastervit`, a terminal for its messages, a signal as from the keyboard."""
     many, out = tmp_path / "many", tmp_path / "rows.csv"
     many.mkdir()
     for i in range(20_000):
@@ -178,7 +178,6 @@ def test_a_long_run_shows_its_progress_and_ends_at_ctrl_c(checkpoint: Path, phot
     while not (part.exists() and part.read_text().count("\n") > 100):
         assert process.poll() is None, os.read(terminal, 10_000).decode()
         assert time.monotonic() < deadline
-        os.set_blocking(terminal, True)
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     screen = b""

@@ -62,12 +62,6 @@ def test_version(fastervit: Run):
     assert fastervit("--version").out == f"fastervit {openfastervit.__version__}\n"
 
 
-def test_python_m_is_the_command():
-    told = python("-m", "openfastervit", "nonsense")
-    assert told.returncode == 2
-    assert told.stderr.startswith("fastervit: error: unknown command 'nonsense'")
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [
