@@ -22,9 +22,7 @@ def _absolute(mlp: PositionMLP, height: int, width: int, like: Tensor) -> Tensor
     def coordinate(i: int, size: int) -> float:
         return 0.0 if size == 1 else (i - size // 2) / (size // 2)
 
-    rows = [
-        _mlp(mlp, (coordinate(i, height), coordinate(j, width)), like) for i in range(height) for j in range(width)
-    ]
+    rows = [_mlp(mlp, (coordinate(i, height), coordinate(j, width)), like) for i in range(height) for j in range(width)]
     return torch.stack(rows)
 
 
@@ -120,9 +118,9 @@ def hierarchical_attention(module: HierarchicalAttention, x: Tensor) -> Tensor:
             [
                 torch.stack(
                     [
-                        y[
-                            :, i * stride_h : i * stride_h + kernel_h, j * stride_w : j * stride_w + kernel_w
-                        ].mean((1, 2))
+                        y[:, i * stride_h : i * stride_h + kernel_h, j * stride_w : j * stride_w + kernel_w].mean(
+                            (1, 2)
+                        )
                         for j in range(cells_w)
                     ]
                 )

@@ -65,9 +65,7 @@ def test_training_step(case: Case) -> None:
     expected = float(case.golden["train_loss"])
     assert abs(loss.item() - expected) < 1e-7 * abs(expected)
     norms = {
-        key: parameter.grad.norm().item()
-        for name, parameter in model.named_parameters()
-        for key in released_keys(name)
+        key: parameter.grad.norm().item() for name, parameter in model.named_parameters() for key in released_keys(name)
     }
     expected_norms = dict(zip(case.golden["train_grad_keys"].tolist(), case.golden["train_grad_norms"], strict=True))
     for name, value in expected_norms.items():

@@ -68,9 +68,7 @@ class ConvBlock(nn.Module):
 class Downsample(nn.Module):
     """Layer norm over channels, then a 3x3 convolution with stride 2 that doubles the channels."""
 
-    def __init__(
-        self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.norm = LayerNorm2d(dim, eps=1e-6, device=device, dtype=dtype)
         self.conv = nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False, device=device, dtype=dtype)

@@ -24,7 +24,7 @@ class GridGeometry(NamedTuple):
     """``(N, 2)``: (row, column) of each token, in [-1, 1]."""
     offsets: Tensor
     """``((2h-1) * (2w-1), 2)``: each offset between two tokens, log-spaced."""
-    index: Tensor
+    offset_index: Tensor
     """``(N * N,)``: for each (query, key) the row of its offset in ``offsets``."""
 
 
@@ -93,9 +93,7 @@ class PositionMLP(nn.Module):
 class AbsolutePosition(nn.Module):
     """Position embedding of a grid's tokens, added to them at the start of a block."""
 
-    def __init__(
-        self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.mlp = PositionMLP(dim, device=device, dtype=dtype)
 
@@ -117,7 +115,7 @@ class RelativePositionBias(nn.Module):
         """Bias ``(heads, K + N, K + N)`` of a grid's tokens behind ``K`` carriers, whose rows and columns are 0."""
         table = 16 * torch.sigmoid(self.mlp(geometry.offsets))
         tokens = geometry.coordinates.shape[0]
-        bias = table[geometry.index].view(tokens, tokens, -1).permute(2, 0, 1)
+        bias = table[geometry.offset_index].view(tokens, tokens, -1).permute(2, 0, 1)
         if num_carriers > 0:
             bias = F.pad(bias, (num_carriers, 0, num_carriers, 0))
         return bias

@@ -219,12 +219,13 @@ def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 # --- Files ----------------------------------------------------------------------------------------------------------
 
+_NUMPY_SCALAR = np.float64().__reduce__()[0]
 # Plain data that training scripts store beside the weights. Building these runs no code of the file.
 _SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     np.dtype,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64")),
 ]
 
@@ -247,7 +248,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             return dict(safetensors.torch.load_file(path))
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is a damaged or truncated safetensors file ({error}); fetch it again") from error
+            raise CheckpointError(
+                f"{path} is a damaged or truncated safetensors file ({error}); fetch it again"
+            ) from error
     if not head.startswith((b"PK", b"\x80")):
         raise CheckpointError(f"{path} is neither a safetensors nor a torch checkpoint")
     try:

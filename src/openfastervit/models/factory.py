@@ -59,7 +59,7 @@ def resolve_name(name: str) -> str:
 
 
 def _check_options(overrides: Sequence[str]) -> None:
-    allowed = [p for p in inspect.signature(FasterViT).parameters] + list(_TIMM_OPTIONS)
+    allowed = [*inspect.signature(FasterViT).parameters, *_TIMM_OPTIONS]
     for option in overrides:
         if option in allowed:
             continue

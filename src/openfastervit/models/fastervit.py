@@ -11,17 +11,15 @@
 Any height and width from 32 up, at every call.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from openfastervit.layers import ConvBlock, Downsample, HierarchicalAttention, Stem, init_linear, window_pair
-from openfastervit.layers.batch_norm import frozen_statistics
+from openfastervit.layers.batch_norm import recompute
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import timm_compat
 from openfastervit.models.checkpoints import convert_state_dict, read_pretrained
@@ -75,7 +73,7 @@ class ConvStage(nn.Module):
         x = self.downsample(x)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, use_reentrant=False, context_fn=functools.partial(frozen_statistics, block))
+                x = recompute(block, x)
             else:
                 x = block(x)
         return x
@@ -206,9 +204,7 @@ class FasterViT(nn.Module):
             )
             stages.append(AttentionStage(stage_dim, attention, device=device, dtype=dtype))
         self.stages = nn.Sequential(*stages)
-        self.feature_info = [
-            {"num_chs": dim * 2**i, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i in range(4)
-        ]
+        self.feature_info = [{"num_chs": dim * 2**i, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i in range(4)]
         self.num_features = dim * 8
         self.norm: nn.Module = nn.BatchNorm2d(self.num_features, device=device, dtype=dtype)
         self.head = ClassifierHead(
@@ -231,8 +227,9 @@ class FasterViT(nn.Module):
             return
         for module in self.modules():
             init_linear(module)
-            if not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset) and not isinstance(module, nn.Linear):
+                reset()
 
     @torch.jit.ignore
     def set_input_size(
@@ -485,9 +482,7 @@ default_cfgs = timm_compat.generate_default_cfgs(
         "fastervit_4.in1k": _cfg("fastervit_4_224_1k.pth.tar", **_HIERARCHICAL),
         "fastervit_5.in1k": _cfg("fastervit_5_224_1k.pth.tar", **_HIERARCHICAL),
         "fastervit_6.in1k": _cfg("fastervit_6_224_1k.pth.tar", **_HIERARCHICAL),
-        "fastervit_4_w14_224.in21k_ft_in1k": _cfg(
-            "fastervit_4_21k_224_w14.pth.tar", crop_pct=0.95, crop_mode="squash"
-        ),
+        "fastervit_4_w14_224.in21k_ft_in1k": _cfg("fastervit_4_21k_224_w14.pth.tar", crop_pct=0.95, crop_mode="squash"),
         "fastervit_4_w24_384.in21k_ft_in1k": _cfg("fastervit_4_21k_384_w24.pth.tar", size=384, crop_mode="squash"),
         "fastervit_4_w32_512.in21k_ft_in1k": _cfg("fastervit_4_21k_512_w32.pth.tar", size=512, crop_mode="squash"),
         "fastervit_4_w48_768.in21k_ft_in1k": _cfg(
@@ -498,7 +493,7 @@ default_cfgs = timm_compat.generate_default_cfgs(
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """timm's hook for pretrained weights: any layout to ours; timm itself adapts classifier and input channels."""
+    """Timm's hook for pretrained weights: any layout to ours; timm itself adapts classifier and input channels."""
     return convert_state_dict(state_dict, model, skip=("head.fc.", "stem.conv1."))
 
 
