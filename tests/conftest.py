@@ -9,9 +9,8 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Two processes share two cores: more threads than that would only wait for one another.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+# Tests run in one process a core, on tiny networks: more threads would only wait for one another.
+torch.set_num_threads(1)
 
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.load_profile("ci")

@@ -1,0 +1,97 @@
+"""Every command and every block of Python in the documentation is run, as a reader would type it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BIN = Path(sys.executable).parent
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", document.read_text())
+
+
+def commands(document: Path) -> list[str]:
+    lines = [line.split(" #")[0].strip() for block in blocks(document, "sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "MAKEFLAGS": ""}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which `make demo` has been run, in full, with its report in demo-report/."""
+    folder = tmp_path_factory.mktemp("reader")
+    done = shell(f"make --no-print-directory demo OUT={folder}/demo-report", REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "demo-report" in done.stdout.splitlines()[-1]
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(1200)
+def test_readme_commands(demo: Path) -> None:
+    seen = commands(REPOSITORY / "README.md")
+    assert "make demo" in seen
+    assert "make test" in seen
+    for command in seen:
+        if command == "make demo":
+            continue  # the fixture ran it
+        if command.startswith(("make", "pip install")):
+            # These would run the tests within the tests, or change the environment they run in.
+            dry = command.replace("make", "make -n").replace(
+                "pip install", f"{sys.executable} -m pip install --dry-run --quiet --no-build-isolation --no-deps"
+            )
+            done = shell(dry, REPOSITORY)
+        else:
+            done = shell(command, demo)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert (demo / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(document, "python"):
+        exec(compile(block, str(document), "exec"), names)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if not target.startswith("https://"):
+            assert (document.parent / target).exists(), target
+
+
+def test_contributing_commands_exist() -> None:
+    for command in commands(REPOSITORY / "CONTRIBUTING.md"):
+        assert shell(command.replace("make", "make -n"), REPOSITORY).returncode == 0, command
+
+
+def test_the_table_of_the_family_is_right() -> None:
+    """The figures in the README are those that `fastervit list` counts."""
+    counted = {
+        row[0]: row[1:] for row in (line.split() for line in shell("fastervit list", REPOSITORY).stdout.splitlines())
+    }
+    rows = re.findall(r"(?m)^\| `(fastervit_\w+)` \| ([\d.]+) M \| ([\d.]+) G \| (\d+) \|", DOCUMENTS[0].read_text())
+    assert {row[0] for row in rows} == set(counted) - {"name"}
+    for name, parameters, macs, size in rows:
+        digits = len(parameters.partition(".")[2])
+        assert parameters == f"{int(counted[name][0]) / 1e6:.{digits}f}"
+        assert macs == f"{int(counted[name][1]) / 1e9:.{len(macs.partition('.')[2])}f}"
+        assert counted[name][2] == f"{size}x{size}"
