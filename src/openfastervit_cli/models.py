@@ -47,6 +47,7 @@ def info(name: str, *, img_size: list[int] | None = None, windows: Literal["pad"
     """
     from openfastervit.benchmarking import summarise
     from openfastervit.models.factory import resolve_name
+    from openfastervit.models.fastervit import ALIASES
 
     model = _on_meta(name)
     model.set_input_size(None if img_size is None else img_size[0] if len(img_size) == 1 else img_size, windows=windows)
@@ -56,7 +57,9 @@ def info(name: str, *, img_size: list[int] | None = None, windows: Literal["pad"
     columns = ["part", "blocks", "output", "window", "windows", "padded to", "carriers", "parameters"]
     _print_aligned(columns, [_cells(part) for part in summary.parts], right=(1, 7))
     cfg = _pretrained_cfg(model)
+    architecture = resolve_name(name).partition(".")[0]
     print()
+    print(f"also called    {', '.join(alias for alias, network in ALIASES.items() if network == architecture)}")
     print(f"parameters     {summary.parameters:,}")
     print(f"multiply-adds  {summary.multiply_adds:,} for one image")
     print(f"weights        {cfg.get('hf_hub_filename')} of {cfg.get('hf_hub_id')}")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import ClassifierHead, get_device_dtype
+from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
 from openfastervit.layers import ConvBlock, Downsample, HierarchicalAttention, Stem, init_linear, window_pair
@@ -210,7 +210,7 @@ class FasterViT(nn.Module):
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
-        self.head_hidden_size: int = self.head.num_features
+        self.head_hidden_size: int = self.num_features * self.head.global_pool.feat_mult()
         self._trained_windows = tuple(window_pair(size) for size in window_sizes)
         self._built_size = self.img_size
         self.init_weights(needs_reset=False)
@@ -307,8 +307,9 @@ class FasterViT(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes} must be at least 0")
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
-        self.head_hidden_size = self.head.num_features
+        self.head_hidden_size = timm_compat.reset_head(
+            self.head, num_classes, global_pool, self.num_features, next(self.parameters())
+        )
         init_linear(self.head.fc)
 
     def forward_intermediates(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from timm.layers import register_notrace_function, register_notrace_module
+from timm.layers import ClassifierHead, SelectAdaptivePool2d, register_notrace_function, register_notrace_module
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._registry import register_model_deprecations
@@ -18,6 +18,7 @@ __all__ = [
     "register_model_deprecations",
     "register_notrace_function",
     "register_notrace_module",
+    "reset_head",
     "resolve_pretrained_cfg",
 ]
 
@@ -39,6 +40,19 @@ def record_input_size(model: nn.Module, img_size: tuple[int, int], window_sizes:
     except ImportError:
         return
     update_model_input_size(model, img_size, window_sizes=tuple(window_sizes))
+
+
+def reset_head(head: ClassifierHead, num_classes: int, pool: str | None, in_features: int, like: nn.Parameter) -> int:
+    """A fresh classifier on ``in_features`` channels, where and as precise as ``like``. Returns its input's width."""
+    head.in_features = in_features
+    if pool is not None:
+        head.global_pool = SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool)).train(head.training)
+    head.num_features = width = int(in_features * head.global_pool.feat_mult())
+    head.fc = nn.Identity()
+    if num_classes > 0:
+        head.fc = nn.Linear(width, num_classes, device=like.device, dtype=like.dtype)
+    head.fc.train(head.training)
+    return width
 
 
 def build(
