@@ -4,11 +4,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import openfastervit_cli
 import torch
 from PIL import Image
 
 import openfastervit
+import openfastervit_cli
 from tests.networks import HAT, TINY, tiny
 
 
