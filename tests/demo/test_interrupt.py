@@ -64,6 +64,7 @@ def test_ctrl_c_during_training_still_makes_a_report(tmp_path):
     output, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert "Traceback" not in errors
+    assert "Ctrl-C again leaves at once" in " ".join(errors.split())
     assert output.splitlines()[-1].startswith(f"Made {out / 'report.html'}")
     assert "interrupted" in output.splitlines()[-1]
     page = (out / "report.html").read_text(encoding="utf-8")

@@ -120,6 +120,10 @@ def _work(
 
     with _timed(seconds, "training"):
         history = train(model, images[digits.training], labels[digits.training], epochs=epochs, stop=stop, tell=tell)
+    if stop():
+        progress.console.print(
+            "Interrupted: next comes a report of what is trained so far. Ctrl-C again leaves at once."
+        )
     with _timed(seconds, "evaluation"):
         model.eval()
         held_out = images[digits.held_out]

@@ -14,7 +14,7 @@ from torch import Tensor
 from openfastervit.demo.digits import shake
 from openfastervit.models import FasterViT
 
-EPOCHS = 16
+EPOCHS = 20
 BATCH = 64
 LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 0.05
@@ -88,7 +88,7 @@ def train(
     per_epoch = steps_per_epoch(len(images))
     steps = per_epoch * epochs
     groups = param_groups_weight_decay(model, WEIGHT_DECAY, model.no_weight_decay())
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
     warm_up = min(WARM_UP * per_epoch, steps / 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warm_up))
     done: list[Epoch] = []
