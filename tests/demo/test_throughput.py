@@ -36,8 +36,8 @@ def test_verdict_needs_most_repeats_to_agree():
         (
             (SLOWER, EVEN, FASTER),
             "At the demo's own 128 pixels full attention is 2.00 times as fast as hierarchical attention: its map has "
-            "only 64 tokens. It pays from 512 pixels on, and at 512 pixels, with 1,024 tokens, it is 2.00 times as "
-            "fast.",
+            "only 64 tokens. Hierarchical attention pays from 512 pixels on, and at 512 pixels, with 1,024 tokens, it "
+            "is 2.00 times as fast.",
         ),
         (
             (FASTER, FASTER),
@@ -45,7 +45,7 @@ def test_verdict_needs_most_repeats_to_agree():
             "holds at every size measured; at 256 pixels it is 2.00 times as fast.",
         ),
         ((EVEN, SLOWER), "within the spread of the repeats: its map has only 64 tokens. At none of the larger sizes"),
-        ((SLOWER, FASTER, EVEN), "It was faster at 256 pixels, but not at all larger sizes."),
+        ((SLOWER, FASTER, EVEN), "Hierarchical attention was faster at 256 pixels, but not at all larger sizes."),
         ((SLOWER,), "full attention is 2.00 times as fast as hierarchical attention: its map has only 64 tokens."),
         ((), "Nothing was measured."),
     ],

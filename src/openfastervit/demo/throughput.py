@@ -181,12 +181,12 @@ def in_words(timings: list[Timing]) -> str:
     lasting = [timing for i, timing in enumerate(timings) if all(t.verdict == "faster" for t in timings[i:])]
     largest = timings[-1]
     if lasting and lasting[0] is not first:
-        text += f" It pays from {lasting[0].side} pixels on,"
+        text += f" Hierarchical attention pays from {lasting[0].side} pixels on,"
         text += f" and at {largest.side} pixels, with {largest.tokens:,} tokens, it is {times(largest)}."
     elif lasting and largest is not first:
         text += f" The lead holds at every size measured; at {largest.side} pixels it is {times(largest)}."
     elif paying:
-        text += f" It was faster at {', '.join(str(t.side) for t in paying)} pixels, but not at all larger sizes."
+        text += f" Hierarchical attention was faster at {', '.join(str(t.side) for t in paying)} pixels, but not at all larger sizes."
     elif largest is not first:
         text += " At none of the larger sizes measured was hierarchical attention faster."
     return text
