@@ -186,7 +186,8 @@ def in_words(timings: list[Timing]) -> str:
     elif lasting and largest is not first:
         text += f" The lead holds at every size measured; at {largest.side} pixels it is {times(largest)}."
     elif paying:
-        text += f" Hierarchical attention was faster at {', '.join(str(t.side) for t in paying)} pixels, but not at all larger sizes."
+        sides = ", ".join(str(timing.side) for timing in paying)
+        text += f" Hierarchical attention was faster at {sides} pixels, but not at all larger sizes."
     elif largest is not first:
         text += " At none of the larger sizes measured was hierarchical attention faster."
     return text

@@ -28,9 +28,11 @@ def carriers(results: Results) -> str:
         f"<p>Stage 2 cuts its map into {windows} windows, and {stage.carriers // windows} carrier tokens stand for "
         "each. In every block all carriers attend to one another: that is how one corner of the image hears of "
         "another. Each tile is one carrier, at its place on the map. "
-        '<span class="named"><span class="swatch amber"></span>Amber</span> is where what it hears comes from, more than if it listened evenly; '
+        '<span class="named"><span class="swatch amber"></span>Amber</span> '
+        "is where what it hears comes from, more than if it listened evenly; "
         "dark is where it comes from less. "
-        '<span class="named"><span class="swatch blue"></span>The blue frame</span> is the part of the image that the carrier was made from.</p>',
+        '<span class="named"><span class="swatch blue"></span>The blue frame</span> '
+        "is the part of the image that the carrier was made from.</p>",
         *(_looked(results, index) for index in range(len(looking.shown))),
         "<h3>Over all held-out digits</h3>",
         table(
