@@ -255,7 +255,21 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
 def test_metadata(tmp_path: Path) -> None:
     model = tiny(HAT)
     path = openfastervit.save_checkpoint(model, tmp_path / SAFE, metadata={"model": HAT, "classes": ["a", "b"]})
-    assert read_metadata(path) == {"model": HAT, "classes": ["a", "b"]}
+    found = read_metadata(path)
+    assert (found["model"], found["classes"]) == (HAT, ["a", "b"])
+    other = openfastervit.create_model(found["model"], **found["overrides"])
+    openfastervit.load_checkpoint(other, path)
+    assert same(model, other)
+    model.reset_classifier(3)
+    model.set_input_size((256, 320), windows="fit")
+    found = read_metadata(openfastervit.save_checkpoint(model, tmp_path / "resized.safetensors"))
+    other = openfastervit.create_model(
+        found["model"], checkpoint=tmp_path / "resized.safetensors", **found["overrides"]
+    )
+    assert same(model, other)
+    assert [stage.attention.window_size for stage in list(other.stages)[2:]] == [(8, 5), (8, 5)]
+    bare = openfastervit.FasterViT(dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 4))
+    assert read_metadata(openfastervit.save_checkpoint(bare, tmp_path / "bare.safetensors")) == {}
     assert oct(path.stat().st_mode & 0o777) == oct(0o666 & ~checkpoints._umask())
     torch_path = openfastervit.save_checkpoint(model, tmp_path / TORCH)
     assert read_metadata(torch_path) == {}

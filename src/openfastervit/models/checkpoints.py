@@ -22,6 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from openfastervit.models import timm_compat
+
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -355,8 +357,9 @@ def save_checkpoint(
         model: A FasterViT.
         path: Ends in ``.safetensors`` (any layout), else a torch file is written: ``{"state_dict": ...}``.
         layout: ``"openfastervit"``, or ``"released"`` for tools that expect the released names.
-        metadata: Plain data to keep beside the weights (safetensors only): ``fastervit predict`` reads ``model``,
-            ``overrides``, ``classes``, ``input`` from it.
+        metadata: Plain data to keep beside the weights (safetensors only): ``fastervit predict`` reads ``classes``
+            and ``input`` from it, and ``model`` and ``overrides``, which are filled in for a network that
+            ``create_model`` made.
 
     Returns:
         The path written.
@@ -377,7 +380,8 @@ def save_checkpoint(
     os.close(handle)
     try:
         if safe:
-            text = {"format": "pt", "openfastervit": json.dumps(dict(metadata or {}))}
+            kept = {**timm_compat.construction(model), **(metadata or {})}
+            text = {"format": "pt", "openfastervit": json.dumps(kept)}
             safetensors.torch.save_file(weights, temporary, metadata=text)
         else:
             torch.save({"state_dict": weights}, temporary)

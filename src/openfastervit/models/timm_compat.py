@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "build_model_with_cfg",
+    "construction",
     "feature_take_indices",
     "generate_default_cfgs",
     "record_input_size",
@@ -40,6 +41,16 @@ def record_input_size(model: nn.Module, img_size: tuple[int, int], window_sizes:
     except ImportError:
         return
     update_model_input_size(model, img_size, window_sizes=tuple(window_sizes))
+
+
+def construction(model: nn.Module) -> dict[str, Any]:
+    """``{"model": name, "overrides": options}`` to create a network again, as far as timm knows them, else empty."""
+    name = getattr(model, "pretrained_cfg", {}).get("architecture")
+    options = getattr(model, "_model_args", None)
+    if not name or options is None:
+        return {}
+    kept = {key: value for key, value in options.items() if key not in ("drop_rate", "drop_path_rate")}
+    return {"model": name, "overrides": {**kept, "num_classes": model.num_classes, "in_chans": model.in_chans}}
 
 
 def reset_head(head: ClassifierHead, num_classes: int, pool: str | None, in_features: int, like: nn.Parameter) -> int:
