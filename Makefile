@@ -45,7 +45,7 @@ imports: setup
 
 pytest: setup
 	@echo "== pytest on $(WORKERS) processes"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS) 2>&1 | tee $(VENV)/pytest.log; \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_ARGS) 2>&1 | tee $(VENV)/pytest.log; \
 		grep -q -E "^=+ .*[0-9]+ passed" $(VENV)/pytest.log && ! grep -q -E "^=+ .*[0-9]+ (failed|error)" $(VENV)/pytest.log
 
 # timm's own test-suite against the whole family, full size: about an hour, 20 GB of memory.

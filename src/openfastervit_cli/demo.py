@@ -16,7 +16,7 @@ def demo(*, out: Path = Path("demo-report"), seed: int = 0, epochs: int | None =
 
         run(out=out, seed=seed, epochs=epochs)
     except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "sklearn"):
+        if error.name != "sklearn":
             raise
         raise ValueError(f"the demo needs {error.name}: pip install 'openfastervit[demo]'") from error
     return 0

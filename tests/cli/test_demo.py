@@ -29,7 +29,7 @@ def test_options(fastervit: Run, calls: list[dict], tmp_path: Path):
     assert calls == [{"out": tmp_path, "seed": 3, "epochs": 2}]
 
 
-@pytest.mark.parametrize("name", ["sklearn", "matplotlib"])
+@pytest.mark.parametrize("name", ["sklearn"])
 def test_what_it_needs_is_named(fails, monkeypatch: pytest.MonkeyPatch, name: str):
     real = builtins.__import__
 

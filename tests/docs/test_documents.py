@@ -1,5 +1,6 @@
 """Every command and every block of Python in the documentation is run, as a reader would type it."""
 
+import json
 import os
 import re
 import shutil
@@ -38,12 +39,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("reader")
     done = shell(f"make --no-print-directory demo OUT={folder}/demo-report", REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "demo-report" in done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1].startswith(f"Made {folder}/demo-report/report.html")
     yield folder
     shutil.rmtree(folder)
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("demo")
+def test_the_demo_reads_98_percent_of_held_out_digits(demo: Path) -> None:
+    summary = json.loads((demo / "demo-report" / "summary.json").read_text())
+    assert summary["top1"] >= 0.98
+    assert summary["interrupted"] is False
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("demo")
 def test_readme_commands(demo: Path) -> None:
     seen = commands(REPOSITORY / "README.md")
     assert "make demo" in seen
