@@ -8,8 +8,8 @@ def demo(*, out: Path = Path("demo-report"), seed: int = 0, epochs: int | None =
 
     Args:
         out: Folder for the report.
-        seed: Of everything random; the same seed gives the same report.
-        epochs: Passes over the training images, instead of as many as it needs.
+        seed: Of everything random; the same seed gives the same network and predictions.
+        epochs: Passes over the training images; 20 if not given.
     """
     try:
         from openfastervit.demo import run

@@ -70,15 +70,14 @@ def test_readme_commands(demo: Path) -> None:
         else:
             done = shell(command, demo)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert (demo / "predictions.csv").is_file()
+    assert (demo / "demo-report" / "scores.csv").is_file()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
     for block in blocks(document, "python"):
-        exec(compile(block, str(document), "exec"), names)
+        exec(compile(block, str(document), "exec"), {})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

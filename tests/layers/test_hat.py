@@ -199,3 +199,9 @@ def test_wrong_options_are_named(options: dict[str, object], message: str) -> No
         HierarchicalAttention(8, **{"num_heads": 2, "window_size": 3, **options})
     with pytest.raises(TypeError, match="ct_size"):
         HierarchicalAttention(8, 2, ct_size=2)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 8), (2, 4, 9, 9), (8, 9, 9)])
+def test_wrong_maps_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a map \(B, 8, H, W\)"):
+        stage()(torch.zeros(shape, dtype=torch.float64))

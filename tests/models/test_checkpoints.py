@@ -3,6 +3,8 @@
 import argparse
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -296,6 +298,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         return str(files[filename])
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_args, **_options: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_args: None)
     monkeypatch.setattr(checkpoints, "_noticed", False)
     return files
 
@@ -337,6 +341,18 @@ def test_pretrained_from_a_file_of_timm_s_overlay(tmp_path: Path) -> None:
 def test_pretrained_without_a_network(hub: dict[str, Path]) -> None:
     with pytest.warns(UserWarning, match="non-commercial"), pytest.raises(CheckpointError, match="checkpoint=PATH"):
         openfastervit.create_model(HAT, pretrained=True, **SMALL)
+
+
+def test_pretrained_without_a_network_fails_at_once(tmp_path: Path) -> None:
+    """With the hub's real client and a server that is not there: one attempt, one line that says what to do."""
+    code = "import openfastervit; openfastervit.create_model('fastervit_0', pretrained=True)"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Retry" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "CheckpointError: cannot download fastervit_0_224_1k.pth.tar" in last
+    assert "checkpoint=PATH" in last
 
 
 def test_pretrained_is_checked(hub: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from openfastervit import UnknownModelError
         ("fastervit_7", "fastervit_6"),
         ("fastervit-0", "fastervit_0"),
         ("faster_vit_4_21k_300", "faster_vit_4_21k_"),
+        ("FasterViT_2", "fastervit_"),
         ("resnet50", "fastervit_"),
         ("", "fastervit_"),
     ],

@@ -20,7 +20,7 @@ from openfastervit.models import (
     read_checkpoint,
     read_metadata,
 )
-from openfastervit.models.checkpoints import convert_state_dict
+from openfastervit.models.checkpoints import check_is_fastervit, convert_state_dict
 from openfastervit.models.factory import resolve_name
 
 _INPUT = {
@@ -62,6 +62,7 @@ def load_classifier(
     weights, metadata = read_checkpoint(path), read_metadata(path)
     try:
         _check(metadata)
+        check_is_fastervit(weights)
         network = _build(weights, _architecture(metadata, model), dict(metadata.get("overrides") or {}))
         load_checkpoint(network, weights)
         classes = _class_names(metadata, network.num_classes)

@@ -294,6 +294,7 @@ class HierarchicalAttention(nn.Module):
             raise ValueError(f"drop_path has {len(rates)} rates for depth={depth} blocks; give one a block")
         if hierarchical and carrier_size < 1:
             raise ValueError(f"carrier_size={carrier_size} is less than 1; hierarchical=False leaves out the carriers")
+        self.dim = dim
         self.carrier_size = carrier_size if hierarchical else 0
         self.window_size = window_pair(window_size)
         self.set_window_size(self.window_size)
@@ -333,7 +334,13 @@ class HierarchicalAttention(nn.Module):
         self.window_size = window
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, C, H, W)``."""
+        """``(B, C, H, W) -> (B, C, H, W)``.
+
+        Raises:
+            ValueError: If ``x`` is not a map of ``dim`` channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.dim:
+            raise ValueError(f"expected a map (B, {self.dim}, H, W), got {list(x.shape)}")
         height, width = x.shape[2], x.shape[3]
         window = self.window_size
         counts = window_counts(height, width, window)

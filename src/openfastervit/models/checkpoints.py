@@ -147,6 +147,21 @@ def _listed(keys: Sequence[str]) -> str:
     return shown if len(keys) <= 4 else f"{shown} and {len(keys) - 4} more"
 
 
+def _is_released(weights: Mapping[str, Any]) -> bool:
+    """Whether unwrapped weights are in the released layout, not in ours; an error where they are in neither."""
+    if any(str(key).startswith(("patch_embed.", "levels.")) for key in weights):
+        return True
+    if any(str(key).startswith(("stem.", "stages.")) for key in weights):
+        return False
+    found = _listed([str(key) for key in weights]) or "nothing"
+    raise CheckpointError(f"this is not a FasterViT checkpoint: it holds {found}")
+
+
+def check_is_fastervit(state_dict: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` where not even the names are a FasterViT's, in any layout."""
+    _is_released(_unwrap(state_dict))
+
+
 def convert_state_dict(
     state_dict: Mapping[str, Any], model: nn.Module, *, strict: bool = True, skip: Collection[str] = ()
 ) -> dict[str, Tensor]:
@@ -164,10 +179,7 @@ def convert_state_dict(
     """
     weights = _unwrap(state_dict)
     expected = dict(model.state_dict())
-    released = any(key.startswith(("patch_embed.", "levels.")) for key in weights)
-    if not released and not any(key.startswith(("stem.", "stages.")) for key in weights):
-        found = _listed([str(key) for key in weights]) or "nothing"
-        raise CheckpointError(f"this is not a FasterViT checkpoint: it holds {found}")
+    released = _is_released(weights)
     # Names of a headless network too, so that a classifier it drops is recognised.
     names = [*expected, "head.fc.weight", "head.fc.bias"]
     if released:
@@ -206,9 +218,8 @@ def convert_state_dict(
             message = f"{shown(name)} has shape {list(value.shape)}, the network needs {list(expected[name].shape)}"
             if name.startswith("head.fc."):
                 message += (
-                    f": the checkpoint has {value.shape[0]} classes. Build the network with "
-                    f"num_classes={value.shape[0]}, or ask for num_classes in create_model(..., checkpoint=...) to "
-                    "start a new classifier"
+                    f": the checkpoint has {value.shape[0]} classes. create_model(..., checkpoint=..., "
+                    f"num_classes={value.shape[0]}) keeps its classifier, another number starts a new one"
                 )
             raise CheckpointError(message)
     return converted
@@ -265,7 +276,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if name or head.startswith(b"\x80") or zipfile.is_zipfile(path):
             wanted = f" ({name[1]})" if name else ""
             raise CheckpointError(
-                f"{path} is refused: loading it would run code{wanted}. Ask its author for safetensors"
+                f"{path} is refused: loading it would run code{wanted}. Ask its author for "
+                "safetensors, or save the weights alone: torch.save(model.state_dict(), path)"
             ) from error
         raise CheckpointError(f"{path} is a damaged or truncated torch checkpoint; fetch it again") from error
     except MemoryError:
@@ -432,8 +444,14 @@ def download(repo: str, filename: str) -> Path:
     """Fetch a file of the Hugging Face Hub into its cache, once; verified where its sha256 is known."""
     import huggingface_hub
 
+    cached = huggingface_hub.try_to_load_from_cache(repo, filename)
     try:
-        path = Path(huggingface_hub.hf_hub_download(repo, filename))
+        if isinstance(cached, str):
+            path = Path(cached)
+        else:
+            # One question first: without a network it fails at once, where the download would try again and again.
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, filename), timeout=10)
+            path = Path(huggingface_hub.hf_hub_download(repo, filename))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise CheckpointError(
             f"cannot download {filename} from {repo} on the Hugging Face Hub ({type(error).__name__}). Without a "

@@ -17,6 +17,7 @@ from openfastervit.models.checkpoints import (
     convert_state_dict,
     load_checkpoint,
     read_checkpoint,
+    read_metadata,
 )
 from openfastervit.models.fastervit import ALIASES, VARIANTS, FasterViT, default_cfgs
 
@@ -51,8 +52,9 @@ def resolve_name(name: str) -> str:
     base, dot, tag = name.partition(".")
     base = ALIASES.get(base, base)
     if base not in VARIANTS:
-        near = difflib.get_close_matches(base, [*VARIANTS, *ALIASES], n=3, cutoff=0.4) or list(VARIANTS)[:3]
-        raise UnknownModelError(f"unknown model {name!r}; did you mean {', '.join(near)}? `fastervit list` shows all")
+        near = difflib.get_close_matches(base, [*VARIANTS, *ALIASES], n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there is {', '.join(VARIANTS)}"
+        raise UnknownModelError(f"unknown model {name!r}; {hint}")
     if dot and tag not in default_cfgs[base].cfgs:
         raise UnknownModelError(f"unknown tag {tag!r} of {base}; there is {', '.join(default_cfgs[base].cfgs)}")
     return f"{base}{dot}{tag}"
@@ -66,6 +68,17 @@ def _check_options(overrides: Sequence[str]) -> None:
         near = [RELEASED_OPTIONS[option]] if option in RELEASED_OPTIONS else difflib.get_close_matches(option, allowed)
         hint = f"; did you mean {near[0]}?" if near else f"; options are {', '.join(allowed)}"
         raise TypeError(f"unknown option {option!r} of a FasterViT{hint}")
+
+
+def _recorded(checkpoint: str | os.PathLike[str], overrides: dict[str, Any]) -> str:
+    """What a file of ours says of its network's options, where they are not those asked for."""
+    recorded = read_metadata(checkpoint).get("overrides") or {}
+    differing = {
+        key: value for key, value in recorded.items() if overrides.get(key, value) != value or key not in overrides
+    }
+    if not differing:
+        return ""
+    return f"; the file was saved from a network with {', '.join(f'{k}={v!r}' for k, v in differing.items())}"
 
 
 def create_model(
@@ -110,7 +123,7 @@ def create_model(
             weights["stem.conv1.weight"] = adapt_input_conv(overrides["in_chans"], weights["stem.conv1.weight"])
         load_checkpoint(model, weights, new_classifier="num_classes" in overrides or features_only)
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint}: {error}") from error
+        raise CheckpointError(f"{checkpoint}: {error}{_recorded(checkpoint, overrides)}") from error
     if not features_only:
         return model
     overlay = {**(overrides.pop("pretrained_cfg_overlay", None) or {}), "state_dict": model.state_dict()}
