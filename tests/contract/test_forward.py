@@ -15,7 +15,7 @@ from torch import nn
 import openfastervit
 from openfastervit.layers import DropPath, HierarchicalAttention, PositionMLP
 from openfastervit.models.fastervit import fit_window
-from tests.networks import GLOBAL, HAT, KINDS, NAMES, SCALED, images, tiny
+from tests.networks import GLOBAL, HAT, KINDS, NAMES, SCALED, TINY, images, tiny
 
 every_variant = pytest.mark.parametrize("name", NAMES)
 every_kind = pytest.mark.parametrize("name", KINDS)
@@ -267,7 +267,7 @@ def test_fit_does_not_pad() -> None:
         assert torch.equal(model(x), direct(x))
 
 
-@pytest.mark.parametrize("size", [31, (32, 16), (224,), 0, -224])
+@pytest.mark.parametrize("size", [31, (32, 16), (224,), 0, -224, 224.5, (224.0, 224), "ab"])
 def test_wrong_size_is_named(size: object) -> None:
     with pytest.raises(ValueError, match="img_size"):
         tiny(HAT).set_input_size(size)
@@ -293,7 +293,8 @@ def test_wrong_windows_are_named() -> None:
 )
 def test_wrong_images_are_named(shape: tuple[int, ...], message: str) -> None:
     model = tiny(HAT).eval()
-    for call in (model, model.forward_features, model.forward_intermediates):
+    features = openfastervit.create_model(HAT, features_only=True, **TINY)
+    for call in (model, model.forward_features, model.forward_intermediates, features):
         with pytest.raises(ValueError, match=message):
             call(torch.zeros(shape))
 
@@ -311,6 +312,15 @@ def test_wrong_images_are_named(shape: tuple[int, ...], message: str) -> None:
         ({"num_classes": -1}, "num_classes=-1"),
         ({"in_chans": 0}, "in_chans=0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0"),
+        ({"drop_path_rate": "a"}, "drop_path_rate='a'"),
+        ({"num_classes": 2.5}, "num_classes=2.5"),
+        ({"num_classes": "ten"}, "num_classes='ten'"),
+        ({"dim": 16.0}, "dim=16.0"),
+        ({"in_chans": "3"}, "in_chans='3'"),
+        ({"stem_dim": 0}, "stem_dim=0"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0"),
+        ({"global_pool": "foo"}, "global_pool='foo'"),
+        ({"window_sizes": (7, 7, 7.0, 7)}, r"window_sizes\[2\]=7.0"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:

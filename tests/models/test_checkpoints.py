@@ -236,6 +236,30 @@ def test_another_network_s_weights() -> None:
         openfastervit.load_checkpoint(tiny(HAT), released_state_dict(tiny(SCALED)))
 
 
+def test_wrapped_networks(tmp_path: Path) -> None:
+    """Data-parallel and compiled wrappers are looked through; what is no FasterViT is named."""
+    model = tiny(HAT)
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        for layout in ("openfastervit", "released"):
+            path = openfastervit.save_checkpoint(wrapped, tmp_path / SAFE, layout=layout)
+            other = tiny(HAT, seed=4)
+            openfastervit.load_checkpoint(nn.DataParallel(other), path)
+            assert same(model, other)
+    features = openfastervit.create_model(HAT, features_only=True, **SMALL)
+    for wrong in (features, nn.Linear(1, 1)):
+        with pytest.raises(CheckpointError, match="is not a FasterViT"):
+            openfastervit.save_checkpoint(wrong, tmp_path / SAFE)
+        with pytest.raises(CheckpointError, match="is not a FasterViT"):
+            openfastervit.load_checkpoint(wrong, tmp_path / SAFE)
+
+
+def test_keys_that_are_no_names(tmp_path: Path) -> None:
+    weights = {**tiny(HAT).state_dict(), 0: torch.zeros(1)}
+    torch.save(weights, tmp_path / TORCH)
+    with pytest.raises(CheckpointError, match="the key 0"):
+        openfastervit.load_checkpoint(tiny(HAT), tmp_path / TORCH)
+
+
 # --- Writing --------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +323,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_args, **_options: None)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_args: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_args, **_options: None)
     monkeypatch.setattr(checkpoints, "_noticed", False)
     return files
 

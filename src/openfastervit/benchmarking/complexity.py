@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from openfastervit.layers import HierarchicalAttention
+from openfastervit.layers.conv import check_images
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import FasterViT
-from openfastervit.models.fastervit import AttentionStage, ConvStage, check_images
+from openfastervit.models.fastervit import AttentionStage, ConvStage
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -4,8 +4,9 @@ What ``save_checkpoint`` kept beside the weights (``metadata``) says all of it. 
 network must be named, classes and channels are read from the shapes, and images are prepared as the released network's.
 """
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from timm.data.config import resolve_model_data_config
@@ -21,7 +22,7 @@ from openfastervit.models import (
     read_metadata,
 )
 from openfastervit.models.checkpoints import check_is_fastervit, convert_state_dict
-from openfastervit.models.factory import resolve_name
+from openfastervit.models.factory import TIMM_OPTIONS, resolve_name
 
 _INPUT = {
     "size": "input_size",
@@ -32,6 +33,10 @@ _INPUT = {
     "crop_mode": "crop_mode",
 }
 """Our metadata's names of what timm's ``create_transform`` takes."""
+
+
+_CROP_MODES = ("center", "squash", "border")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 class Classifier(NamedTuple):
@@ -75,15 +80,42 @@ def load_classifier(
     )
 
 
+_NO_OPTIONS = frozenset({"name", "pretrained", "checkpoint", "device", "dtype", *TIMM_OPTIONS})
+"""What a file may not say of its network: where weights come from, where they go, what is wrapped around them."""
+
+
 def _check(metadata: Mapping[str, Any]) -> None:
     """Raise ``CheckpointError`` unless the metadata has the form that ``save_checkpoint`` documents."""
     expected = {"model": str, "overrides": dict, "classes": list, "input": dict}
     for key, kind in expected.items():
         if metadata.get(key) is not None and not isinstance(metadata[key], kind):
             raise CheckpointError(f"its metadata is damaged: {key} is {metadata[key]!r}")
-    size = (metadata.get("input") or {}).get("size")
-    if size is not None and not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) for n in size)):
-        raise CheckpointError(f"its metadata is damaged: the input size is {size!r}, not [channels, height, width]")
+    foreign = set(metadata.get("overrides") or {}) & _NO_OPTIONS
+    if foreign:
+        raise CheckpointError(f"its metadata is damaged: {min(foreign)!r} is no option of a network")
+    told = metadata.get("input") or {}
+    channels = len(told["mean"]) if isinstance(told.get("mean"), list) else 3
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "size": (
+            "[channels, height, width]",
+            lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(n, int) and n > 0 for n in v),
+        ),
+        "mean": ("a list of numbers", lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_number, v))),
+        "std": (
+            f"{channels} numbers above 0",
+            lambda v: isinstance(v, list) and len(v) == channels and all(_is_number(n) and n > 0 for n in v),
+        ),
+        "crop_pct": ("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1),
+        "crop_mode": (f"one of {', '.join(_CROP_MODES)}", lambda v: v in _CROP_MODES),
+        "interpolation": (f"one of {', '.join(_INTERPOLATIONS)}", lambda v: v in _INTERPOLATIONS),
+    }
+    for key, (form, holds) in rules.items():
+        if told.get(key) is not None and not holds(told[key]):
+            raise CheckpointError(f"its metadata is damaged: the input {key} is {told[key]!r}, not {form}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
@@ -108,7 +140,7 @@ def _build(weights: Mapping[str, Any], name: str | None, options: dict[str, Any]
     def build(options: dict[str, Any]) -> FasterViT:
         try:
             network: nn.Module = FasterViT(**options) if name is None else create_model(name, **options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError, MemoryError) as error:
             raise CheckpointError(f"its metadata asks for a network that cannot be built: {error}") from error
         assert isinstance(network, FasterViT)
         return network

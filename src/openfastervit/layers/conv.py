@@ -6,6 +6,22 @@ from torch import Tensor, nn
 
 from openfastervit.layers.drop_path import DropPath
 
+MIN_SIZE = 32
+"""Smallest height and width of an image: one cell of the last map."""
+
+
+def check_images(x: Tensor, in_chans: int) -> None:
+    """Raise ``ValueError`` unless ``x`` is ``(B, in_chans, H, W)`` with H and W of at least 32."""
+    if x.dim() != 4:
+        raise ValueError(f"expected images (B, {in_chans}, H, W), got {x.dim()} dimensions: {list(x.shape)}")
+    if x.shape[1] != in_chans:
+        raise ValueError(
+            f"images have {x.shape[1]} channels, the network takes {in_chans}; "
+            f"convert the images or build the network with in_chans={x.shape[1]}"
+        )
+    if x.shape[2] < 32 or x.shape[3] < 32:
+        raise ValueError(f"images are {x.shape[2]} x {x.shape[3]}; height and width must be at least 32")
+
 
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channel axis of a map."""
@@ -36,7 +52,8 @@ class Stem(nn.Module):
         self.norm2 = nn.BatchNorm2d(dim, eps=1e-4, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_chans, H, W) -> (B, dim, ceil(H/4), ceil(W/4))``."""
+        """``(B, in_chans, H, W) -> (B, dim, ceil(H/4), ceil(W/4))``; see ``check_images`` for what is refused."""
+        check_images(x, self.conv1.in_channels)
         x = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(x)))
 

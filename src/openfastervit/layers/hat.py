@@ -33,8 +33,8 @@ from openfastervit.layers.windows import (
 
 def window_pair(window_size: int | Sequence[int], name: str = "window_size") -> tuple[int, int]:
     """``(h, w)`` from a side or a pair. Raises ``ValueError`` where that is not one or two positive integers."""
-    pair = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+    pair = tuple(window_size) if isinstance(window_size, Sequence) else (window_size, window_size)
+    if len(pair) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in pair):
         raise ValueError(f"{name}={window_size!r} is neither a positive side nor a pair (height, width)")
     return pair
 
@@ -79,8 +79,8 @@ class LayerScale(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.init_value = init_value
-        self.gamma = nn.Parameter(torch.full((dim,), init_value, device=device, dtype=dtype))
+        self.init_value = float(init_value)
+        self.gamma = nn.Parameter(torch.full((dim,), self.init_value, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.gamma, self.init_value)
@@ -339,7 +339,7 @@ class HierarchicalAttention(nn.Module):
         Raises:
             ValueError: If ``x`` is not a map of ``dim`` channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.dim:
+        if x.dim() != 4 or x.shape[1] != self.dim or x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"expected a map (B, {self.dim}, H, W), got {list(x.shape)}")
         height, width = x.shape[2], x.shape[3]
         window = self.window_size

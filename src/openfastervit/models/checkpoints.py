@@ -105,6 +105,19 @@ def released_keys(key: str) -> tuple[str, ...]:
     return (f"{block}.{match[2]}",)  # conv blocks have the same names in both
 
 
+def _network(model: nn.Module) -> nn.Module:
+    """The FasterViT inside of data-parallel and compiled wrappers."""
+    inner: Any = model
+    while (wrapped := getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)) is not None:
+        inner = wrapped
+    if not (hasattr(inner, "stem") and hasattr(inner, "stages") and isinstance(inner, nn.Module)):
+        raise CheckpointError(
+            f"{type(inner).__name__} is not a FasterViT; load or save the network before it is wrapped "
+            "(create_model(..., checkpoint=..., features_only=True) does so)"
+        )
+    return inner
+
+
 def _unwrap(source: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a checkpoint without containers and wrappers' prefixes."""
     for container in _CONTAINERS:
@@ -113,9 +126,12 @@ def _unwrap(source: Mapping[str, Any]) -> dict[str, Any]:
             source = inner
             break
     out = dict(source)
+    strange = [key for key in out if not isinstance(key, str)]
+    if strange:
+        raise CheckpointError(f"this is not a FasterViT checkpoint: it holds the key {strange[0]!r}, which is no name")
     for _ in _WRAPPERS:
         for prefix in _WRAPPERS:
-            if out and all(str(key).startswith(prefix) for key in out):
+            if out and all(key.startswith(prefix) for key in out):
                 out = {key.removeprefix(prefix): value for key, value in out.items()}
     return out
 
@@ -133,7 +149,8 @@ def _to_ours(weights: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str
             unknown.append(key)
             continue
         name = ours[key][0]
-        if name in out and not torch.equal(out[name], value):
+        twice = name in out and isinstance(value, Tensor) and isinstance(out[name], Tensor)
+        if twice and not torch.equal(out[name], value):
             raise CheckpointError(
                 f"{first[name]} and {key} are one tensor stored twice, but they differ; the checkpoint is damaged"
             )
@@ -274,16 +291,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         # A pickle that is read, whole and refused; bytes that only begin like a zip file are none.
         if name or head.startswith(b"\x80") or zipfile.is_zipfile(path):
-            wanted = f" ({name[1]})" if name else ""
+            why = f"loading it would run code ({name[1]})" if name else "it is no plain checkpoint, and could run code"
             raise CheckpointError(
-                f"{path} is refused: loading it would run code{wanted}. Ask its author for "
-                "safetensors, or save the weights alone: torch.save(model.state_dict(), path)"
+                f"{path} is refused: {why}. Ask its author for safetensors, or save the weights alone: "
+                "torch.save(model.state_dict(), path)"
             ) from error
-        raise CheckpointError(f"{path} is a damaged or truncated torch checkpoint; fetch it again") from error
+        raise CheckpointError(
+            f"{path} is a damaged or truncated torch checkpoint, or none at all; fetch it again"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # what a reader raises on arbitrary bytes has no common class
-        raise CheckpointError(f"{path} is a damaged or truncated torch checkpoint; fetch it again") from error
+        raise CheckpointError(
+            f"{path} is a damaged or truncated torch checkpoint, or none at all; fetch it again"
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return dict(content)
@@ -325,6 +346,7 @@ def load_checkpoint(
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file cannot be read safely or does not fit: the message names the key.
     """
+    model = _network(model)
     if isinstance(source, Mapping):
         weights = _unwrap(source)
     else:
@@ -380,6 +402,7 @@ def save_checkpoint(
         ValueError: If the layout is unknown, or metadata is given for a torch file.
     """
     path = Path(path)
+    model = _network(model)
     if layout not in ("openfastervit", "released"):
         raise ValueError(f'layout={layout!r} is neither "openfastervit" nor "released"')
     weights = dict(model.state_dict()) if layout == "openfastervit" else released_state_dict(model)
@@ -392,8 +415,7 @@ def save_checkpoint(
     os.close(handle)
     try:
         if safe:
-            kept = {**timm_compat.construction(model), **(metadata or {})}
-            text = {"format": "pt", "openfastervit": json.dumps(kept)}
+            text = {"format": "pt", "openfastervit": _metadata_text(model, metadata or {})}
             safetensors.torch.save_file(weights, temporary, metadata=text)
         else:
             torch.save({"state_dict": weights}, temporary)
@@ -405,6 +427,18 @@ def save_checkpoint(
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def _metadata_text(model: nn.Module, metadata: Mapping[str, Any]) -> str:
+    try:
+        told = json.dumps(dict(metadata))
+    except TypeError as error:
+        raise ValueError(f"metadata={metadata!r} is not plain data: {error}") from error
+    known = timm_compat.construction(model)
+    try:
+        return json.dumps({**known, **metadata})
+    except TypeError:  # options that are not plain data: the network cannot be told, the rest can
+        return told
 
 
 def _umask() -> int:
@@ -422,7 +456,7 @@ NOTICE = "The released FasterViT weights are for non-commercial use only; openfa
 _noticed = False
 
 
-def read_pretrained(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def read_pretrained(cfg: Mapping[str, Any], cache_dir: str | None = None) -> dict[str, Any]:
     """Weights of a pretrained configuration: its ``file``, or a cached download from the Hugging Face Hub.
 
     Raises:
@@ -436,22 +470,22 @@ def read_pretrained(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if not _noticed:
         _noticed = True
         warnings.warn(NOTICE, UserWarning, stacklevel=2)
-    path = download(cfg["hf_hub_id"], cfg["hf_hub_filename"])
+    path = download(cfg["hf_hub_id"], cfg["hf_hub_filename"], cache_dir)
     return _unwrap(read_checkpoint(path))
 
 
-def download(repo: str, filename: str) -> Path:
+def download(repo: str, filename: str, cache_dir: str | None = None) -> Path:
     """Fetch a file of the Hugging Face Hub into its cache, once; verified where its sha256 is known."""
     import huggingface_hub
 
-    cached = huggingface_hub.try_to_load_from_cache(repo, filename)
+    cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir)
     try:
         if isinstance(cached, str):
             path = Path(cached)
         else:
             # One question first: without a network it fails at once, where the download would try again and again.
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, filename), timeout=10)
-            path = Path(huggingface_hub.hf_hub_download(repo, filename))
+            path = Path(huggingface_hub.hf_hub_download(repo, filename, cache_dir=cache_dir))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise CheckpointError(
             f"cannot download {filename} from {repo} on the Hugging Face Hub ({type(error).__name__}). Without a "

@@ -21,7 +21,7 @@ from openfastervit.models.checkpoints import (
 )
 from openfastervit.models.fastervit import ALIASES, VARIANTS, FasterViT, default_cfgs
 
-_TIMM_OPTIONS = (
+TIMM_OPTIONS = (
     "features_only",
     "out_indices",
     "feature_cls",
@@ -52,16 +52,17 @@ def resolve_name(name: str) -> str:
     base, dot, tag = name.partition(".")
     base = ALIASES.get(base, base)
     if base not in VARIANTS:
-        near = difflib.get_close_matches(base, [*VARIANTS, *ALIASES], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there is {', '.join(VARIANTS)}"
-        raise UnknownModelError(f"unknown model {name!r}; {hint}")
+        near = difflib.get_close_matches(base, [*VARIANTS, *ALIASES], n=3, cutoff=0.4) or list(VARIANTS)[:3]
+        raise UnknownModelError(
+            f"unknown model {name!r}; did you mean {', '.join(near)}? `fastervit list` and list_models() show all"
+        )
     if dot and tag not in default_cfgs[base].cfgs:
         raise UnknownModelError(f"unknown tag {tag!r} of {base}; there is {', '.join(default_cfgs[base].cfgs)}")
     return f"{base}{dot}{tag}"
 
 
 def _check_options(overrides: Sequence[str]) -> None:
-    allowed = [*inspect.signature(FasterViT).parameters, *_TIMM_OPTIONS]
+    allowed = [*inspect.signature(FasterViT).parameters, *TIMM_OPTIONS]
     for option in overrides:
         if option in allowed:
             continue

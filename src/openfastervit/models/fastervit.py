@@ -19,27 +19,14 @@ from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
 from openfastervit.layers import ConvBlock, Downsample, HierarchicalAttention, Stem, init_linear, window_pair
-from openfastervit.layers.batch_norm import recompute
+from openfastervit.layers.conv import MIN_SIZE, check_images
+from openfastervit.layers.recompute import recompute
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import timm_compat
 from openfastervit.models.checkpoints import convert_state_dict, read_pretrained
 
-MIN_SIZE = 32
-"""Smallest height and width of an image: one cell of the last map."""
-
-
-def check_images(x: Tensor, in_chans: int) -> None:
-    """Raise ``ValueError`` unless ``x`` is ``(B, in_chans, H, W)`` with H and W of at least 32."""
-    if x.dim() != 4:
-        raise ValueError(f"expected images (B, {in_chans}, H, W), got {x.dim()} dimensions: {list(x.shape)}")
-    if x.shape[1] != in_chans:
-        raise ValueError(
-            f"images have {x.shape[1]} channels, the network takes {in_chans}; "
-            f"convert the images or build the network with in_chans={x.shape[1]}"
-        )
-    if x.shape[2] < 32 or x.shape[3] < 32:
-        raise ValueError(f"images are {x.shape[2]} x {x.shape[3]}; height and width must be at least 32")
-
+GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
+"""timm's names of poolings; "" is none."""
 
 # Symbolic tracing cannot decide a condition on a size: these run as they are inside a traced graph.
 timm_compat.register_notrace_function(check_images)
@@ -158,15 +145,26 @@ class FasterViT(nn.Module):
         ):
             if not isinstance(value, Sequence) or len(value) != 4:
                 raise ValueError(f"{name}={value!r} must have four entries, one a stage")
-        for name, number, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0), ("dim", dim, 1)):
-            if number < least:
-                raise ValueError(f"{name}={number} must be at least {least}")
+        for name, number, least in (
+            ("dim", dim, 1),
+            ("stem_dim", stem_dim, 1),
+            ("in_chans", in_chans, 1),
+            ("num_classes", num_classes, 0),
+        ):
+            if not isinstance(number, int) or number < least:
+                raise ValueError(f"{name}={number!r} must be a whole number, at least {least}")
+        if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio={mlp_ratio!r} must be a number above 0")
+        if not isinstance(drop_path_rate, int | float) or not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r} is outside [0, 1)")
+        if global_pool not in GLOBAL_POOLS:
+            raise ValueError(
+                f"global_pool={global_pool!r} is unknown; choose one of {', '.join(map(repr, GLOBAL_POOLS))}"
+            )
         if min(depths) < 1:
             raise ValueError(f"depths={tuple(depths)}: every stage needs at least one block")
         if hierarchical[0] or hierarchical[1]:
             raise ValueError(f"hierarchical={tuple(hierarchical)}: stages 0 and 1 are convolutional, set them to False")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={drop_path_rate} is outside [0, 1)")
         self.img_size = _image_size(img_size)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -211,7 +209,8 @@ class FasterViT(nn.Module):
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
         self.head_hidden_size: int = self.num_features * self.head.global_pool.feat_mult()
-        self._trained_windows = tuple(window_pair(size) for size in window_sizes)
+        trained = [stage.attention.window_size for stage in stages if isinstance(stage, AttentionStage)]
+        self._trained_windows: tuple[tuple[int, int], ...] = (trained[0], trained[0], *trained)
         self._built_size = self.img_size
         self.init_weights(needs_reset=False)
 
@@ -306,6 +305,10 @@ class FasterViT(nn.Module):
         """Replace the classifier by a fresh one of ``num_classes`` outputs, 0 for none; None keeps the pooling."""
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes} must be at least 0")
+        if global_pool is not None and global_pool not in GLOBAL_POOLS:
+            raise ValueError(
+                f"global_pool={global_pool!r} is unknown; choose one of {', '.join(map(repr, GLOBAL_POOLS))}"
+            )
         self.num_classes = num_classes
         self.head_hidden_size = timm_compat.reset_head(
             self.head, num_classes, global_pool, self.num_features, next(self.parameters())
@@ -336,7 +339,6 @@ class FasterViT(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f'output_fmt={output_fmt!r} is not supported: feature maps are "NCHW"')
-        check_images(x, self.in_chans)
         take, last_taken = timm_compat.feature_take_indices(len(self.stages), indices)
         intermediates: list[Tensor] = []
         last = len(self.stages) - 1
@@ -372,7 +374,6 @@ class FasterViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``(B, in_chans, H, W) -> (B, 8 dim, ceil(H/32), ceil(W/32))``, after the final norm."""
-        check_images(x, self.in_chans)
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -400,10 +401,10 @@ def fit_window(length: int, trained: int, least: int = 1) -> int:
 
 
 def _image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(size) != 2 or min(size) < MIN_SIZE:
+    size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in size):
         raise ValueError(f"img_size={img_size!r}: give a side or (height, width), each at least {MIN_SIZE}")
-    return int(size[0]), int(size[1])
+    return size
 
 
 def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:

@@ -44,13 +44,19 @@ def record_input_size(model: nn.Module, img_size: tuple[int, int], window_sizes:
 
 
 def construction(model: nn.Module) -> dict[str, Any]:
-    """``{"model": name, "overrides": options}`` to create a network again, as far as timm knows them, else empty."""
+    """What it takes to create a network again and to feed it: ``model``, ``overrides``, ``input``.
+
+    Empty for a network that no name created, and with a timm that does not record options.
+    """
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     options = getattr(model, "_model_args", None)
     if not name or options is None:
         return {}
     kept = {key: value for key, value in options.items() if key not in ("drop_rate", "drop_path_rate")}
-    return {"model": name, "overrides": {**kept, "num_classes": model.num_classes, "in_chans": model.in_chans}}
+    network: Any = model
+    pool = network.head.global_pool.pool_type
+    now = {"num_classes": network.num_classes, "in_chans": network.in_chans, "global_pool": pool}
+    return {"model": name, "overrides": {**kept, **now}, "input": {"size": [network.in_chans, *network.img_size]}}
 
 
 def reset_head(head: ClassifierHead, num_classes: int, pool: str | None, in_features: int, like: nn.Parameter) -> int:
@@ -71,20 +77,20 @@ def build(
     variant: str,
     *,
     pretrained: bool,
-    read_weights: Callable[[dict[str, Any]], dict[str, Tensor]],
+    read_weights: Callable[[dict[str, Any], str | None], dict[str, Tensor]],
     filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]],
     **kwargs: Any,
 ) -> Model:
     """Build a registered network the way timm does, with weights read by us.
 
-    ``read_weights`` gets the resolved configuration and returns a state dict. timm then adapts it to ``in_chans``,
-    ``num_classes`` and ``features_only`` as for its own networks.
+    ``read_weights`` gets the resolved configuration and timm's ``cache_dir``, and returns a state dict. timm then
+    adapts it to ``in_chans``, ``num_classes`` and ``features_only`` as for its own networks.
     """
     if pretrained:
         overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
         cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
         if "state_dict" not in cfg and cfg.get("source") not in ("hf-hub", "local-dir"):
-            overlay["state_dict"] = read_weights(cfg)
+            overlay["state_dict"] = read_weights(cfg, kwargs.get("cache_dir"))
         kwargs["pretrained_cfg_overlay"] = overlay
     model: Model = build_model_with_cfg(
         model_cls,
