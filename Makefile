@@ -46,7 +46,7 @@ pytest: setup
 	@echo "== pytest on $(WORKERS) processes"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
-# timm's own test-suite against the whole family, full size: about an hour, 20 GB of memory.
+# timm's own test-suite against the whole family at full size: long, and much memory.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 

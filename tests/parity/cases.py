@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import openfastervit
-from openfastervit.models.checkpoints import from_released_config
+from openfastervit.models.layouts import from_released_config
 from tests.conftest import shared_folder
 from tests.parity import fill
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from openfastervit.models.checkpoints import released_keys, released_state_dict
+from openfastervit.models.checkpoints import released_state_dict
+from openfastervit.models.layouts import released_keys
 from tests.conftest import shared_folder
 from tests.parity.cases import FULL, TINY, TRAINED, Case
 

@@ -12,7 +12,6 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from openfastervit.models.checkpoints import (
-    RELEASED_OPTIONS,
     CheckpointError,
     convert_state_dict,
     load_checkpoint,
@@ -20,6 +19,7 @@ from openfastervit.models.checkpoints import (
     read_metadata,
 )
 from openfastervit.models.fastervit import ALIASES, VARIANTS, FasterViT, default_cfgs
+from openfastervit.models.layouts import RELEASED_OPTIONS
 
 TIMM_OPTIONS = (
     "features_only",
