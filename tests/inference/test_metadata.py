@@ -21,7 +21,9 @@ from tests.networks import HAT, images, tiny
         ({"overrides": {"device": "meta"}}, "'device'"),
         ({"overrides": {"global_pool": "foo"}}, "global_pool='foo'"),
         ({"overrides": {"stem_dim": -1}}, "stem_dim=-1"),
-        ({"overrides": {"dim": 10**7}}, "cannot be built"),
+        ({"overrides": {"dim": 10**7}}, "the network needs|lacks"),  # must not take the memory it asks for
+        ({"overrides": {"dim": 10**12}}, "cannot be built"),
+        ({"overrides": {"num_classes": 10**10}}, "the network needs|lacks"),
         ({"input": {"crop_pct": "a"}}, "crop_pct is 'a'"),
         ({"input": {"crop_pct": 0}}, "crop_pct is 0"),
         ({"input": {"interpolation": "zzz"}}, "interpolation is 'zzz'"),

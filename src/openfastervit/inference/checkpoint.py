@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
@@ -137,22 +138,26 @@ def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
 def _build(weights: Mapping[str, Any], name: str | None, options: dict[str, Any]) -> FasterViT:
     """The network that the weights belong to, with as many classes and channels as they have; weights not loaded."""
 
-    def build(options: dict[str, Any]) -> FasterViT:
+    def build(options: dict[str, Any], device: str) -> FasterViT:
         try:
-            network: nn.Module = FasterViT(**options) if name is None else create_model(name, **options)
+            with torch.device(device):
+                network: nn.Module = FasterViT(**options) if name is None else create_model(name, **options)
         except (TypeError, ValueError, RuntimeError, AssertionError, MemoryError) as error:
             raise CheckpointError(f"its metadata asks for a network that cannot be built: {error}") from error
         assert isinstance(network, FasterViT)
         return network
 
-    network = build(options)
+    # Without memory first: whatever the metadata asks for, no more is allocated than the file holds.
+    network = build(options, "meta")
     ours = convert_state_dict(weights, network, skip=("head.fc.", "stem.conv1."))
     if "head.fc.weight" not in ours:
         raise CheckpointError("this is a backbone without a classifier; there are no classes to predict")
     found = {"num_classes": ours["head.fc.weight"].shape[0], "in_chans": ours["stem.conv1.weight"].shape[1]}
-    # What the metadata tells is not adapted to the weights: where they differ, loading says so.
+    # What the metadata tells is not adapted to the weights: where they differ, an error says so.
     shapes = {key: count for key, count in found.items() if key not in options and count != getattr(network, key)}
-    return build({**options, **shapes}) if shapes else network
+    options = {**options, **shapes}
+    convert_state_dict(weights, build(options, "meta"))
+    return build(options, "cpu")
 
 
 def _class_names(metadata: Mapping[str, Any], count: int) -> tuple[str, ...]:
