@@ -62,7 +62,7 @@ def test_what_comes_into_view_is_paper():
     ink = torch.ones(32, 1, SIDE, SIDE)
     shaken = shake(ink)
     assert shaken.min() == -1
-    assert shaken[:, :, SIDE // 2, SIDE // 2].min() == 1
+    assert shaken[:, :, SIDE // 2, SIDE // 2].min() > 1 - 1e-5  # interpolating between ones rounds
 
 
 def test_moving_is_not_beyond_what_is_said(monkeypatch):
