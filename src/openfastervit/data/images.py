@@ -1,9 +1,13 @@
 """Images on disk: finding them, and decoding any of them to 8-bit RGB or grayscale."""
 
+import contextlib
 import functools
+import io
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -30,6 +34,9 @@ SUFFIXES = frozenset(
 )
 """Names that count as images in a folder, in any case."""
 
+MAX_PIXELS = 178_956_970
+"""The largest image that is decoded, in pixels: as many as Pillow opens at most, unless it is told otherwise."""
+
 
 class ImageError(ValueError):
     """An image cannot be read; the message says why, and leaves its path to the caller."""
@@ -50,7 +57,18 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise FileNotFoundError(f"no image or folder at {source}; check the path")
-    found = []
+    found = [Path(folder, name) for folder, names in walk_images(source) for name in names]
+    if not found:
+        raise ValueError(f"no images in {source} or below it; looked for {' '.join(sorted(SUFFIXES))}")
+    return sorted(found)
+
+
+def walk_images(source: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from ``source`` down, with the names of the images in it, by the rules of ``find_images``.
+
+    Raises:
+        OSError: If a folder cannot be listed.
+    """
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(source, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
@@ -59,48 +77,84 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
-            Path(folder, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
-    if not found:
-        raise ValueError(f"no images in {source} or below it; looked for {' '.join(sorted(SUFFIXES))}")
-    return sorted(found)
+        yield folder, [name for name in names if is_image_name(name)]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name counts as an image: it has one of ``SUFFIXES`` and is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  called often
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def open_image(path: str | os.PathLike[str], mode: ImageMode = "RGB") -> Image.Image:
+def open_image(
+    source: str | os.PathLike[str] | IO[bytes], mode: ImageMode = "RGB", *, max_pixels: int | None = MAX_PIXELS
+) -> Image.Image:
     """Decode an image of any kind that Pillow knows, upright, with 8 bits a channel.
 
     The camera's orientation (EXIF) is applied. Alpha is dropped, as the loaders of timm and torchvision do, so that a
     network sees what it would see in training. Of an animation the first frame is taken. 16-bit values are scaled, not
     clipped.
 
+    Args:
+        source: A path, or a binary file that can be read and searched; it is read from its start and stays open.
+        mode: Colour or grayscale.
+        max_pixels: An image that has more by its header is not decoded; None leaves the limit to Pillow. Where
+            Pillow's own (``PIL.Image.MAX_IMAGE_PIXELS``, doubled) is lower, that one holds.
+
     Raises:
-        ImageError: If it cannot be read or decoded.
+        ImageError: If it cannot be read or decoded, or is too large.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
+            _check_header(image, max_pixels)
             image.load()
-            return to_eight_bits(_upright(image), mode)
+            _turn_upright(image)
+            decoded = to_eight_bits(image, mode)
+            return image.copy() if decoded is image else decoded  # free of the file
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError("there is no such file") from error
     except PermissionError as error:
         raise ImageError("reading it is not permitted") from error
     except UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
+        empty = _size_in_bytes(source) == 0
         raise ImageError("the file is empty" if empty else "it is not an image, or of a kind unknown here") from error
     except Exception as error:  # Pillow's decoders raise many kinds, some their own
+        # Pillow finds some bombs itself, when it opens a file or meets a large frame within.
+        numbers = re.findall(r"\d+", str(error)) if isinstance(error, Image.DecompressionBombError) else []
+        if len(numbers) >= 2:
+            raise ImageError(_too_large(int(numbers[0]), int(numbers[1]))) from error
         raise ImageError(f"it does not decode ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels, which are decoded by now
-        return image
+def _check_header(image: Image.Image, max_pixels: int | None) -> None:
+    pixels = image.width * image.height
+    if max_pixels is not None and pixels > max_pixels:
+        raise ImageError(_too_large(pixels, max_pixels))
+    if pixels == 0:
+        raise ImageError(f"it has no pixels: {image.width} x {image.height}")
+    if image.format == "EPS":  # Pillow would run Ghostscript on it
+        raise ImageError("it is PostScript, a program, and not an image")
+
+
+def _too_large(pixels: int, limit: int) -> str:
+    return f"it has {pixels} pixels, more than the limit of {limit}"
+
+
+def _size_in_bytes(source: str | os.PathLike[str] | IO[bytes]) -> int:
+    if isinstance(source, str | os.PathLike):
+        return Path(source).stat().st_size
+    return source.seek(0, io.SEEK_END)
+
+
+def _turn_upright(image: Image.Image) -> None:
+    # A damaged EXIF block says nothing about the pixels, which are decoded by now.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_eight_bits(image: Image.Image, mode: ImageMode) -> Image.Image:
@@ -112,10 +166,13 @@ def to_eight_bits(image: Image.Image, mode: ImageMode) -> Image.Image:
     if image.mode == mode:
         return image
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B" ...: Pillow's own conversion clips at 255
-        image = _from_array(np.asarray(image, dtype=np.float64) / 257)
+        # Whole numbers all along: 4 bytes a pixel where floats would take 8. 257 is odd, so that there are no ties.
+        values = (np.asarray(image).clip(0, 65535).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(values.astype(np.uint8))
     elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        image = _from_array(values * 255 if values.max() <= 1 else values)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        values = values * 255 if values.max() <= 1 else values
+        image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
     elif image.mode == "LAB":
         image = ImageCms.applyTransform(image, _lab_to_rgb()) or image
     elif image.mode == "La":  # premultiplied alpha, which Pillow converts to nothing but "LA"
@@ -123,10 +180,6 @@ def to_eight_bits(image: Image.Image, mode: ImageMode) -> Image.Image:
     elif image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     return image.convert(mode)
-
-
-def _from_array(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
 
 
 @functools.cache
