@@ -109,8 +109,17 @@ def test_every_parameter_learns(network: StudyNetwork):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+def drop_path(model: nn.Module) -> float:
+    return max((module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")), default=0.0)
+
+
+@pytest.mark.parametrize(("scale", "rate"), [("full", 0.1), ("pocket", 0.0)])
+def test_all_get_the_same_drop_path(scale: str, rate: float):
+    for network in SCALES[scale].values():
+        assert drop_path(on_meta(network)) == pytest.approx(rate)
+
+
 def test_more_options_are_passed_on():
-    model = build(POCKET["convnext"], drop_path_rate=0.1, num_classes=3)
+    model = build(POCKET["convnext"], drop_path_rate=0.2, num_classes=3)
     assert model(torch.zeros(1, 3, 128, 128)).shape == (1, 3)
-    rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
-    assert max(rates) == pytest.approx(0.1)
+    assert drop_path(model) == pytest.approx(0.2)
