@@ -16,21 +16,28 @@ from typing import Any, cast
 
 import jsonargparse
 
+from openfastervit_cli import parser as parsing
 from openfastervit_cli.demo import demo
 from openfastervit_cli.models import info, list_models
 from openfastervit_cli.parser import Parser, debugging, one_line, report_error
 from openfastervit_cli.predict import predict
+from openfastervit_cli.train import finetune, train
 
 COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "demo": demo,
     "list": list_models,
     "info": info,
     "predict": predict,
+    "train": train,
+    "finetune": finetune,
 }
 """Each function returns the exit code. A dict is a group: ``{"detect": {"_help": "...", "train": train_detector}}``."""
 
 _ABOUT = "FasterViT: image backbones with hierarchical attention, for any image size."
-_CODES = "Exit codes: 0 done; 1 error; 2 wrong usage; 3 some images could not be read; 130 interrupted."
+_CODES = (
+    "Exit codes: 0 done; 1 error; 2 wrong usage; 3 some images could not be read; 130 interrupted; "
+    "143 stopped by a signal, to be resumed."
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -40,6 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
     exceptions are bugs and keep their traceback.
     """
     args = sys.argv[1:] if args is None else list(args)
+    parsing.command_line[:] = args
     try:
         with _warnings_on_one_line():
             code = _run(args or ["--help"])

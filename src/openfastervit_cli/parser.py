@@ -6,13 +6,14 @@ one line that name the nearest command or option, and help without the names of 
 
 import argparse
 import difflib
+import importlib
 import inspect
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,10 +41,37 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
+def settings_from(where: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command an option for each field of a dataclass, named ``"module:Class"``.
+
+    Its module is imported only when the command is the one asked for. The command takes the options in
+    ``**settings``: those of the command line alone, by ``given``; the others are defaults, for the help.
+    """
+
+    def mark(command: Callable[..., int]) -> Callable[..., int]:
+        command.settings_from = where  # type: ignore[attr-defined]
+        return command
+
+    return mark
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that stand on the command line."""
+    words = [word for word in command_line if word.startswith("--")]
+    names = {word[2:].partition("=")[0].partition(".")[0].replace("-", "_") for word in words}
+    names |= {name.removeprefix("no_") for name in names}
+    return {name: value for name, value in values.items() if name in names}
+
+
+command_line: list[str] = []
+"""The arguments of the running command, its own name first."""
+
+
 class Parser(jsonargparse.ArgumentParser):
     """A command's parser: parameters before the signature's ``*`` are positional, those after it are options."""
 
     _optional_positionals: frozenset[str] = frozenset()
+    _has_settings = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._top = "prog" in kwargs  # jsonargparse names the parsers of commands later
@@ -74,7 +102,18 @@ class Parser(jsonargparse.ArgumentParser):
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty
         )
-        return super().add_function_arguments(function, *args, **kwargs)
+        where = getattr(function, "settings_from", None)
+        if where is not None:
+            self._has_settings = True
+            self.usage = "%(prog)s [options]"
+            self._drop("--config", "--print_config")  # --recipe and --print-config of the command take their place
+        added: list[str] = super().add_function_arguments(function, *args, **kwargs)
+        if where is not None and command_line[:1] == [function.__name__]:
+            module, _, name = where.partition(":")
+            jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+            settings = getattr(importlib.import_module(module), name)
+            added += self.add_class_arguments(settings, None, as_group=False, fail_untyped=True)
+        return added
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse's, with dashes for underscores (both are understood) and ``list[int]`` as several values."""
@@ -91,13 +130,22 @@ class Parser(jsonargparse.ArgumentParser):
         if not name.startswith("-"):
             kwargs["metavar"] = name.upper()
         elif name == "--config":
-            kwargs.update(metavar="FILE", help=argparse.SUPPRESS if self._top else "Read options from a YAML file.")
-        elif "_" in name and name != "--print_config":
+            hidden = self._top or self._has_settings
+            kwargs.update(metavar="FILE", help=argparse.SUPPRESS if hidden else "Read options from a YAML file.")
+        elif "_" in name and (name != "--print_config" or self._has_settings):
             args = (name.replace("_", "-"), *args)
         action = super().add_argument(*args, **kwargs)
-        if name == "--print_config":  # of use to who writes a file for --config; noise to the others
+        if (
+            name == "--print_config" and not self._has_settings
+        ):  # of use to who writes a file for --config; noise to the others
             action.help = argparse.SUPPRESS
         return action
+
+    def _drop(self, *names: str) -> None:
+        for name in names:
+            action = self._option_string_actions.pop(name, None)
+            if action is not None:
+                self._remove_action(action)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report wrong usage on one line, with what was probably meant, and exit with code 2."""
@@ -141,6 +189,8 @@ def _plain(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is list:
         item = typing.get_args(hint)[0]
         return {**_plain(item), "nargs": "+"} if item in (int, float, str, Path) else {}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
     if hint in (int, float, str, Path):
         return {"type": hint, "metavar": _METAVARS.get(hint)}
     return {}

@@ -354,7 +354,7 @@ def save_checkpoint(
     os.close(handle)
     try:
         if safe:
-            text = {"format": "pt", "openfastervit": _metadata_text(model, metadata or {})}
+            text = {"format": "pt", "openfastervit": metadata_text(model, metadata or {})}
             safetensors.torch.save_file(weights, temporary, metadata=text)
         else:
             torch.save({"state_dict": weights}, temporary)
@@ -368,7 +368,12 @@ def save_checkpoint(
     return path
 
 
-def _metadata_text(model: nn.Module, metadata: Mapping[str, Any]) -> str:
+def metadata_text(model: nn.Module, metadata: Mapping[str, Any]) -> str:
+    """What ``save_checkpoint`` writes beside the weights: ``metadata``, and what it takes to create the network again.
+
+    Raises:
+        ValueError: If the metadata is not plain data.
+    """
     try:
         told = json.dumps(dict(metadata))
     except TypeError as error:

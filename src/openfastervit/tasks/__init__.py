@@ -1,0 +1,1 @@
+"""What a task adds to a backbone: its data, head, loss and metrics. Import the task's module."""

@@ -1,0 +1,373 @@
+"""Image classification: data, network, loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup, create_transform, resolve_data_config
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor, nn
+
+from openfastervit.data.images import ImageMode
+from openfastervit.data.loader import LabelledImages, Sample
+from openfastervit.data.sources import open_train_val
+from openfastervit.data.transforms import create_training_transform
+from openfastervit.models import FasterViT, UnknownModelError, create_model
+from openfastervit.models.factory import resolve_name
+from openfastervit.tasks.metrics import ClassificationMetrics
+from openfastervit.tasks.task import Batch
+
+
+@dataclass(kw_only=True)
+class ClassificationSettings:
+    """What is classified, by which network, and how images are varied while it learns."""
+
+    # --- Data
+    data: str | None = None
+    """A folder of images (train/CLASS/..., val/CLASS/..., or CLASS/...), of WebDataset shards or of a saved Hugging
+    Face data set; or hfds/NAME, wds/PATTERN, torch/NAME."""
+    data_root: str | None = None
+    """Where hfds/ and torch/ data sets are kept."""
+    train_split: str = "train"
+    """The split to learn from."""
+    val_split: str = "val"
+    """The split to be judged on."""
+    val_fraction: float = 0.1
+    """Share of the training images held out where there is no such split."""
+
+    # --- Network
+    model: str = "fastervit_0"
+    """The network: one of ours, or any of timm's."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Other options of the network, by name."""
+    pretrained: bool = False
+    """Start from the released weights (for non-commercial use only), downloaded."""
+    weights: str | None = None
+    """Start from this checkpoint; its classifier is kept only if it has the same number of classes."""
+    img_size: list[int] | None = None
+    """Side, or height and width, of the images; the network's own where this is not given."""
+    windows: Literal["pad", "fit"] = "pad"
+    """Windows for that size: the network's own with padding, or those that pad least."""
+    in_chans: int = 3
+    """Channels: colour or grayscale."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block."""
+    dropout: float = 0.0
+    """Dropout before the classifier."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    freeze_backbone: bool = False
+    """Train the classifier alone."""
+    freeze_batch_norm: bool = False
+    """Keep the statistics of batch norm, and its weights, as they are."""
+
+    # --- Augmentation
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Share of the image's area that random crops take: least and most."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Width over height of random crops: least and most."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: float = 0.4
+    """Strength of brightness, contrast and saturation; used where auto_augment is not."""
+    auto_augment: str | None = None
+    """timm's policy, such as rand-m9-mstd0.5-inc1 (RandAugment)."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of the image is erased."""
+    erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """Erased with the mean, one random colour, or noise."""
+    repeated_augmentation: int = 1
+    """How many times an image stands in a row in an epoch; 1 for once."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 for none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 for none."""
+    mixup_prob: float = 1.0
+    """Probability that a batch is mixed."""
+    mixup_switch_prob: float = 0.5
+    """Probability of CutMix where both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """One mixture for a batch, a pair of images, or an image."""
+
+    # --- How images are prepared; the network's own where these are not given
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] | None = None
+    """Filter of resizing; in training crops it is drawn from bilinear and bicubic where this is not given."""
+    mean: list[float] | None = None
+    """Mean of each channel, of values from 0 to 1."""
+    std: list[float] | None = None
+    """Standard deviation of each channel."""
+    crop_pct: float | None = None
+    """Share of the resized image that evaluation looks at."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """How evaluation makes the image's shape the network's."""
+
+    # --- Loss
+    label_smoothing: float = 0.1
+    """Probability spread over all classes."""
+    bce: bool = False
+    """Binary cross-entropy a class, in place of cross-entropy."""
+    bce_threshold: float | None = None
+    """Targets above it count as 1, others as 0."""
+
+    def check_task(self) -> None:
+        """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        if self.in_chans not in (1, 3):
+            raise ValueError(f"in_chans={self.in_chans} must be 3, for colour, or 1, for grayscale")
+        for name in ("hflip", "vflip", "random_erasing", "mixup_prob", "mixup_switch_prob"):
+            _within(self, name, 0, 1)
+        for name in ("drop_path", "dropout", "label_smoothing"):
+            _within(self, name, 0, 1, below=True)
+        for name in ("mixup", "cutmix", "color_jitter"):
+            _within(self, name, 0, float("inf"))
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct={self.crop_pct} must be above 0, at most 1")
+        for name in ("crop_scale", "crop_ratio"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name}={pair} must be two numbers above 0, the smaller first")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale={self.crop_scale}: a crop is at most the whole image, 1")
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"repeated_augmentation={self.repeated_augmentation} must be at least 1 (1: once)")
+        if self.img_size is not None and (len(self.img_size) not in (1, 2) or min(self.img_size) < 32):
+            raise ValueError(f"img_size={self.img_size} must be one side, or height and width, of at least 32 pixels")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != self.in_chans or (name == "std" and min(values) <= 0)):
+                raise ValueError(f"{name}={values} must be {self.in_chans} numbers, one a channel")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights both name the first weights; give one of them")
+        if self.bce_threshold is not None and not self.bce:
+            raise ValueError(f"bce_threshold={self.bce_threshold} is for binary cross-entropy; add bce: true")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise FileNotFoundError(f"weights={self.weights}: there is no such file")
+
+
+def _within(settings: object, name: str, least: float, most: float, *, below: bool = False) -> None:
+    value = getattr(settings, name)
+    if not (least <= value < most if below else least <= value <= most):
+        upper = "" if most == float("inf") else f", {'below' if below else 'at most'} {most:g}"
+        raise ValueError(f"{name}={value} must be at least {least:g}{upper}")
+
+
+class Classification:
+    """The task of classification, for the training loop (``tasks.task.Task``).
+
+    Args:
+        settings: What to do. Data sets are opened here, images are not.
+        seed: Of the split where validation images are held out, and of augmentation.
+
+    Raises:
+        ValueError, OSError: If the data or the network cannot be had as asked.
+    """
+
+    name = "classification"
+    metric = "top1"
+
+    def __init__(self, settings: ClassificationSettings, *, seed: int = 0) -> None:
+        self.settings = settings
+        if settings.data is None:
+            raise ValueError("data is not given; name the folder of images, for instance --data photos")
+        mode: ImageMode = "RGB" if settings.in_chans == 3 else "L"
+        training, validation, self.held_out = open_train_val(
+            settings.data,
+            root=settings.data_root,
+            val_fraction=settings.val_fraction,
+            train_split=settings.train_split,
+            val_split=settings.val_split,
+            seed=seed,
+            mode=mode,
+        )
+        self.classes = tuple(training.classes)
+        if len(self.classes) < 2:
+            raise ValueError(f"{settings.data} has {len(self.classes)} class; a classifier needs at least 2 folders")
+        self.preparation = preparation(settings)
+        self.training_images = LabelledImages(training, self._training_transform(), seed=seed, training=True)
+        self.validation_images = LabelledImages(
+            validation, create_transform(**self.preparation), seed=seed, training=False
+        )
+        self._mixup = None
+        if settings.mixup > 0 or settings.cutmix > 0:
+            self._mixup = Mixup(
+                settings.mixup,
+                settings.cutmix,
+                prob=settings.mixup_prob,
+                switch_prob=settings.mixup_switch_prob,
+                mode=settings.mixup_mode,
+                label_smoothing=settings.label_smoothing,
+                num_classes=len(self.classes),
+            )
+        self._bce = BinaryCrossEntropy(settings.label_smoothing, settings.bce_threshold) if settings.bce else None
+
+    def _training_transform(self) -> Any:
+        settings = self.settings
+        return create_training_transform(
+            self.preparation["input_size"],
+            scale=(settings.crop_scale[0], settings.crop_scale[1]),
+            ratio=(settings.crop_ratio[0], settings.crop_ratio[1]),
+            hflip=settings.hflip,
+            vflip=settings.vflip,
+            color_jitter=settings.color_jitter,
+            auto_augment=settings.auto_augment,
+            interpolation=settings.interpolation or "random",
+            mean=self.preparation["mean"],
+            std=self.preparation["std"],
+            re_prob=settings.random_erasing,
+            re_mode=settings.erasing_mode,
+        )
+
+    def build(self) -> nn.Module:
+        """The network with its first weights, on the CPU."""
+        model: Any = build_network(self.settings, len(self.classes))
+        if self.settings.gradient_checkpointing:
+            model.set_grad_checkpointing(True)
+        assert isinstance(model, nn.Module)
+        return model
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images ``(B, C, H, W)`` and labels ``(B,)`` of those that could be read."""
+        read = [sample for sample in samples if sample.image is not None]
+        channels, height, width = self.preparation["input_size"]
+        images = torch.stack([sample.image for sample in read]) if read else torch.empty(0, channels, height, width)
+        return Batch(
+            images,
+            torch.tensor([sample.label for sample in read], dtype=torch.long),
+            [sample.name for sample in read],
+            [failure for sample in samples for failure in sample.unreadable],
+        )
+
+    def augment(self, batch: Batch) -> Batch:
+        """Mixup and CutMix: the images become mixtures, the labels ``(B, K)`` probabilities."""
+        if self._mixup is None:
+            return batch
+        images, targets = self._mixup(batch.images, batch.targets)
+        return Batch(images, targets, batch.names, batch.unreadable)
+
+    def captions(self, batch: Batch) -> list[str]:
+        """The class of each image; of a mixture the two likeliest, with their shares."""
+        if batch.targets.ndim == 1:
+            return [self.classes[label] for label in batch.targets.tolist()]
+        shares, labels = batch.targets.topk(2, dim=1)
+        return [
+            "  ".join(f"{self.classes[label]} {share:.0%}" for share, label in zip(*pair, strict=True) if share > 0.05)
+            for pair in zip(shares.tolist(), labels.tolist(), strict=True)
+        ]
+
+    def inputs(self, batch: Batch) -> tuple[Tensor]:
+        """The network takes images alone."""
+        return (batch.images,)
+
+    def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of logits ``(B, K)`` with labels ``(B,)`` or probabilities ``(B, K)``; mean over the batch."""
+        logits = outputs.float()
+        if self._bce is not None:
+            return {"bce": self._bce(logits, batch.targets)}
+        smoothing = self.settings.label_smoothing if self._mixup is None else 0.0  # mixup smooths its targets
+        return {"cross_entropy": F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)}
+
+    def new_metrics(self) -> ClassificationMetrics:
+        """Top-1, top-5, loss, calibration."""
+        return ClassificationMetrics(self.classes)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """The network's outputs, as they are."""
+        return outputs
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """The classifier."""
+        classifier = model.get_classifier()  # type: ignore[operator]
+        assert isinstance(classifier, nn.Module)
+        return classifier
+
+    def metadata(self, model: nn.Module) -> dict[str, Any]:
+        """The names of the classes and how images are prepared, as ``fastervit predict`` reads them."""
+        told = self.preparation
+        prepared = {key: told[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+        return {
+            "task": self.name,
+            "classes": list(self.classes),
+            "input": {"size": list(told["input_size"]), **_plain(prepared)},
+        }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def build_network(settings: ClassificationSettings, num_classes: int) -> nn.Module:
+    """The network that settings ask for.
+
+    Raises:
+        UnknownModelError: If neither we nor timm know its name.
+        ValueError: If it does not take an option.
+        CheckpointError: If the weights do not fit it.
+    """
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": settings.in_chans,
+        "drop_path_rate": settings.drop_path,
+        "drop_rate": settings.dropout,
+        **settings.model_options,
+    }
+    name = settings.model
+    try:
+        if not _is_timms(name):
+            model = create_model(name, settings.pretrained, settings.weights, **options)
+            assert isinstance(model, FasterViT)
+            if settings.img_size is not None:
+                model.set_input_size(_square(settings.img_size), settings.windows)
+            return model
+        other: nn.Module = timm.create_model(
+            name, pretrained=settings.pretrained, checkpoint_path=settings.weights or "", **options
+        )
+        if settings.img_size is not None and hasattr(other, "set_input_size"):
+            other.set_input_size(img_size=tuple(_square(settings.img_size)))  # type: ignore[operator]
+    except TypeError as error:
+        raise ValueError(f"model_options={settings.model_options}: {error}") from error
+    return other
+
+
+def _is_timms(name: str) -> bool:
+    """Whether a network is one of timm's own; unknown names are reported by us, with the nearest of ours."""
+    try:
+        resolve_name(name)
+    except UnknownModelError:
+        if timm.is_model(name):
+            return True
+        raise
+    return False
+
+
+def _square(size: Sequence[int]) -> list[int]:
+    return [size[0], size[0]] if len(size) == 1 else list(size)
+
+
+def preparation(settings: ClassificationSettings) -> dict[str, Any]:
+    """How images are prepared for evaluation: arguments of ``timm.data.create_transform``."""
+    name = settings.model if _is_timms(settings.model) else resolve_name(settings.model)
+    released = timm.get_pretrained_cfg(name)
+    config: dict[str, Any] = resolve_data_config(pretrained_cfg=released.to_dict() if released else {})
+    given = {
+        "interpolation": settings.interpolation,
+        "mean": settings.mean,
+        "std": settings.std,
+        "crop_pct": settings.crop_pct,
+        "crop_mode": settings.crop_mode,
+    }
+    config |= {key: value for key, value in given.items() if value is not None}
+    height, width = config["input_size"][1:] if settings.img_size is None else _square(settings.img_size)
+    config["input_size"] = (settings.in_chans, height, width)
+    for key in ("mean", "std"):
+        values = tuple(config[key])
+        if len(values) != settings.in_chans:  # colour statistics for a network that takes grayscale
+            values = (sum(values) / len(values),) * settings.in_chans
+        config[key] = values
+    return config

@@ -1,0 +1,75 @@
+"""Evaluating a network on a data set, on one process or several, each image counted once."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from openfastervit.data.loader import Unreadable, close
+from openfastervit.tasks.task import Batch, Metrics
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    metrics: Metrics,
+    *,
+    inputs: Callable[[Batch], tuple[Any, ...]],
+    device: torch.device,
+    channels_last: bool = False,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    steps: int | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> list[Unreadable]:
+    """Let ``metrics`` count what a network makes of images; their results are left in it.
+
+    Args:
+        model: In any mode; it is in evaluation mode while this runs.
+        batches: Of this process.
+        metrics: What counts.
+        inputs: The network's arguments for a batch.
+        device: Where the network is.
+        channels_last: Whether images are laid out with channels innermost.
+        autocast: The precision.
+        steps: How often the network must run: a sharded one runs on all processes at once, also on those that have
+            fewer batches. None: as often as there are batches.
+        after_step: Told each step.
+
+    Returns:
+        The images of this process that could not be read; they are in no figure.
+    """
+    unreadable: list[Unreadable] = []
+    was_training = model.training
+    model.eval()
+    last: tuple[Any, ...] | None = None
+    iterator = iter(batches)
+    try:
+        with torch.no_grad():
+            for step, batch in enumerate(_filled(iterator, steps)):
+                if batch is not None:
+                    unreadable += batch.unreadable
+                if batch is not None and len(batch):
+                    batch = batch.to(device, channels_last)
+                    last = inputs(batch)
+                    with autocast():
+                        outputs = model(*last)
+                    metrics.update(outputs, batch.targets)
+                elif steps is not None and last is not None:
+                    with autocast():
+                        model(*last)  # for the other processes, which need this one's share of the weights
+                after_step(step)
+    finally:
+        close(iterator)
+        model.train(was_training)
+    return unreadable
+
+
+def _filled(batches: Iterator[Batch], steps: int | None) -> Iterator[Batch | None]:
+    """The batches, then None until there are ``steps``."""
+    done = 0
+    for done, batch in enumerate(batches, start=1):  # noqa: B007
+        yield batch
+    for _ in range(done, steps or 0):
+        yield None

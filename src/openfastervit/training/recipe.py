@@ -1,0 +1,274 @@
+"""Recipes: typed settings of a training run, as YAML files, on the command line, and in code.
+
+A recipe joins the settings of a task with those of the loop. ``read_recipe`` reads one, ``recipe.to_yaml()`` writes it
+back whole. Unknown names and values out of range are errors before anything starts.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from timm.optim import list_optimizers
+
+from openfastervit.tasks.classification import ClassificationSettings
+
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant")
+
+
+@dataclass(kw_only=True)
+class LoopSettings:
+    """How long, how fast, in what precision, on how many processes; what is kept of it."""
+
+    # --- Length and batches
+    epochs: int = 300
+    """Passes over the data in which the learning rate falls, warm-up included."""
+    cooldown_epochs: int = 0
+    """Further passes at the lowest learning rate."""
+    batch_size: int = 128
+    """Images of one step on one process (a GPU, or the CPU)."""
+    accumulate: int = 1
+    """Steps whose gradients make one update."""
+    seed: int = 0
+    """Of the first weights, the order of images, their augmentation and everything else that is drawn."""
+
+    # --- Optimiser
+    optimizer: str = "adamw"
+    """timm's name: adamw, lamb, sgd, ..."""
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    """Other options of it, such as betas or momentum."""
+    lr: float = 5e-3
+    """Learning rate, for a global batch of lr_batch."""
+    lr_batch: int | None = 4096
+    """The global batch lr is meant for; the real rate is scaled to the real batch. None: lr is used as it is."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How the rate grows with the batch."""
+    weight_decay: float = 0.05
+    """Not applied to biases, norms and other vectors, and what the network excepts."""
+    layer_decay: float | None = None
+    """Each layer's rate over the next one's, towards the input: below 1 for fine-tuning."""
+    clip_grad: float | None = None
+    """Largest norm of the gradients."""
+
+    # --- Learning rate over time
+    schedule: str = "cosine"
+    """timm's name: cosine, tanh, step, poly, constant."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the rate rises from warmup_lr."""
+    warmup_lr: float = 1e-6
+    """Rate of the first step, scaled as lr is."""
+    min_lr: float = 0.0
+    """Lowest rate, scaled as lr is."""
+
+    # --- Average of the weights, and what learns from it
+    ema_decay: float | None = None
+    """Decay of the exponential moving average of the weights; it is then evaluated and kept as the result."""
+    ema_warmup: bool = False
+    """Let the decay grow from 0 with the steps: for short runs."""
+    mesa: float = 0.0
+    """Weight of MESA, the loss that pulls the network to its average (arXiv 2205.14083); needs ema_decay."""
+    mesa_start: float = 0.25
+    """Share of the epochs after which MESA begins."""
+
+    # --- Precision and speed
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; weights are kept in float32."""
+    channels_last: bool = False
+    """Lay images out with channels innermost: faster convolutions."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    workers: int | None = None
+    """Processes that decode images, for each training process; None for as many as there are cores, at most 8."""
+    deterministic: bool | None = None
+    """Same numbers, bit for bit, on each run; None for yes on a CPU."""
+
+    # --- Many processes
+    sharding: Literal["none", "fsdp2"] = "none"
+    """Copies of the network on all processes (DDP), or one shared out among them (FSDP2)."""
+    sync_batch_norm: bool = False
+    """Statistics of batch norm over all processes."""
+    find_unused_parameters: bool = False
+    """For networks with parameters that a step may leave unused: DDP then looks for them."""
+
+    # --- What is kept
+    eval_every: int = 1
+    """Epochs between evaluations; the last one is always evaluated."""
+    save_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch; there is one at the end of each epoch too."""
+    save_steps: int | None = None
+    """Updates between checkpoints, as well."""
+    keep_checkpoints: int = 2
+    """How many of the newest are kept."""
+    log_every: int = 50
+    """Updates between lines of the log."""
+    max_unreadable: float = 0.01
+    """Share of images that cannot be read above which the run stops."""
+    wandb: bool = False
+    """Log to Weights & Biases too, where it is installed."""
+
+    def check_loop(self) -> None:
+        """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        for name, least in (
+            ("epochs", 1),
+            ("cooldown_epochs", 0),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("seed", 0),
+            ("eval_every", 1),
+            ("keep_checkpoints", 1),
+            ("log_every", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name, least in (("lr_batch", 1), ("save_steps", 1), ("workers", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("lr", "save_minutes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a number above 0")
+        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mesa"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0")
+        for name in ("mesa_start", "max_unreadable"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a share, from 0 to 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must be at least 0, below 1")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"clip_grad={self.clip_grad} must be above 0; leave it out for no clipping")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0, at most 1")
+        if self.mesa > 0 and self.ema_decay is None:
+            raise ValueError(f"mesa={self.mesa} needs the weight average that teaches; set ema_decay, such as 0.9998")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}; lower it")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is unknown; there is {', '.join(SCHEDULES)}")
+        if self.optimizer.lower() not in list_optimizers():
+            near = difflib.get_close_matches(self.optimizer.lower(), list_optimizers(), n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; timm.optim.list_optimizers() shows all"
+            raise ValueError(f"optimizer={self.optimizer!r} is unknown{hint}")
+        if self.sharding == "fsdp2" and self.precision == "fp16":
+            raise ValueError("sharding=fsdp2 does not scale fp16 gradients; take precision bf16")
+        if self.sharding == "fsdp2" and self.sync_batch_norm:
+            raise ValueError("sync_batch_norm works on copies of the network; take sharding none")
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes over the data, the cooldown included."""
+        return self.epochs + self.cooldown_epochs
+
+
+@dataclass(kw_only=True)
+class ClassificationRecipe(ClassificationSettings, LoopSettings):
+    """Everything about a training run of a classifier."""
+
+    task: ClassVar[str] = "classification"
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        self.check_task()
+        self.check_loop()
+        if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size}: mixup and CutMix pair images; take an even number")
+        if self.freeze_backbone and self.layer_decay is not None:
+            raise ValueError("layer_decay has no layers to act on where freeze_backbone leaves the classifier alone")
+
+    def to_yaml(self) -> str:
+        """All settings, those with their defaults too."""
+        return yaml.safe_dump({"task": self.task, **dataclasses.asdict(self)}, sort_keys=False, width=120)
+
+
+@dataclass(kw_only=True)
+class FinetuneRecipe(ClassificationRecipe):
+    """Defaults for a small data set on one machine, from released or other weights."""
+
+    pretrained: bool = True
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float = 5e-4
+    lr_batch: int | None = 256
+    weight_decay: float = 0.05
+    layer_decay: float | None = 0.75
+    clip_grad: float | None = 5.0
+    warmup_epochs: float = 3.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-6
+    drop_path: float = 0.1
+    crop_scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
+    auto_augment: str | None = "rand-m7-mstd0.5-inc1"
+    random_erasing: float = 0.1
+    ema_decay: float | None = 0.999
+    ema_warmup: bool = True
+    channels_last: bool = True
+
+
+Recipe = TypeVar("Recipe", bound=ClassificationRecipe)
+
+
+def read_recipe(path: str | os.PathLike[str], kind: type[Recipe], **settings: Any) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file: the names and values of settings.
+        kind: The recipe's class.
+        **settings: Settings in place of the file's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a setting is unknown, of a wrong type, out of range, or contradicts another.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}; check the path")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} holds no settings; a recipe is a YAML file of `name: value` lines")
+    try:
+        return make_recipe({**found, **settings}, kind)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def make_recipe(settings: Mapping[str, Any], kind: type[Recipe]) -> Recipe:
+    """A recipe from settings by name; what is not named has its default.
+
+    Raises:
+        ValueError: If a setting is unknown, of a wrong type, out of range, or contradicts another.
+    """
+    settings = dict(settings)
+    if (task := settings.pop("task", kind.task)) != kind.task:
+        raise ValueError(f"task={task!r}: this is a recipe for another task than {kind.task}")
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    for name in settings:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; `fastervit train --help` shows all"
+            raise ValueError(f"unknown setting {name!r}{hint}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, nested_key=None)
+    try:
+        parsed = parser.parse_object(dict(settings), defaults=True)
+    except ArgumentError as error:
+        raise ValueError(_plain_message(str(error))) from error
+    recipe = kind(**parser.instantiate_classes(parsed).as_dict())
+    recipe.check()
+    return recipe
+
+
+def _plain_message(message: str) -> str:
+    """The message on one line."""
+    return " ".join(message.split())

@@ -1,0 +1,119 @@
+"""A training run from start to end: the folder, the processes, the task, the loop."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openfastervit.tasks.classification import Classification
+from openfastervit.training.parallel import Processes
+from openfastervit.training.recipe import ClassificationRecipe, make_recipe
+from openfastervit.training.recorder import Recorder
+from openfastervit.training.run_folder import RunFolder
+from openfastervit.training.trainer import Outcome, Trainer
+
+RECIPES: dict[str, type[ClassificationRecipe]] = {"classification": ClassificationRecipe}
+"""A task's recipe, by the task's name."""
+TASKS = {"classification": Classification}
+
+ANYWHERE = ("device", "workers", "data", "data_root", "log_every", "save_minutes", "save_steps", "keep_checkpoints")
+"""Settings that a resumed run may change: where it runs and what it tells, not what it computes."""
+
+
+def start(recipe: ClassificationRecipe, out: str | os.PathLike[str], command: Sequence[str] = ()) -> Outcome:
+    """Train from the beginning.
+
+    Args:
+        recipe: What to do.
+        out: The run's folder; new or empty.
+        command: The command line, to be written down.
+
+    Raises:
+        ValueError, OSError: If something asked for is not there or does not fit; nothing is left in ``out`` then.
+        Stopped: If a signal ended the run.
+        TrainingError: If it cannot go on.
+    """
+    recipe.check()
+    processes = Processes(recipe)
+    task = TASKS[recipe.task](recipe, seed=recipe.seed)
+    folder = _on_first(processes, lambda: RunFolder.create(out, recipe.to_yaml(), seed=recipe.seed, command=command))
+    try:
+        trainer = Trainer(recipe, task, processes, Recorder(folder, recipe, processes))
+        return trainer.fit()
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes: Any) -> Outcome:
+    """Go on with a run, from its newest checkpoint that is whole.
+
+    Args:
+        path: The run's folder.
+        command: The command line, to be written down.
+        **changes: Settings of ``ANYWHERE``.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If a setting may not change, or all checkpoints are damaged.
+        Stopped: If a signal ended the run.
+        TrainingError: If it cannot go on.
+    """
+    for name in changes:
+        if name not in ANYWHERE:
+            raise ValueError(
+                f"{name} cannot change in a run that is resumed: its recipe is in {Path(path) / 'recipe.yaml'}; "
+                "start a new run with --recipe and another --out"
+            )
+    text = read_recipe_text(path)
+    found = yaml.safe_load(text)
+    kind = RECIPES.get(found.get("task", "classification")) if isinstance(found, dict) else None
+    if kind is None:
+        raise ValueError(f"{Path(path) / 'recipe.yaml'} is damaged: it names no task")
+    recipe = make_recipe({**found, **changes}, kind)
+    processes = Processes(recipe)
+    task = TASKS[recipe.task](recipe, seed=recipe.seed)
+    folder = _on_first(processes, lambda: RunFolder.resume(path, command=command))
+    try:
+        newest = None if folder is None else folder.newest()
+        found_one = bool(processes.broadcast(newest is not None))
+        recorder = Recorder(folder, recipe, processes)
+        checkpoint = None if newest is None else newest[1]
+        trainer = Trainer(recipe, task, processes, recorder, checkpoint=checkpoint, resume=found_one)
+        if folder is not None:
+            recorder.rewind(trainer.progress, None if checkpoint is None else checkpoint / trainer.state.result)
+        return trainer.fit()
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def read_recipe_text(path: str | os.PathLike[str]) -> str:
+    """The settings of a run.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+    """
+    file = Path(path) / "recipe.yaml"
+    if not file.is_file():
+        what = "is no folder" if not Path(path).is_dir() else "has no recipe.yaml in it"
+        raise FileNotFoundError(f"--resume {path}: there is no run, {path} {what}; give the folder that --out named")
+    return file.read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def _on_first(processes: Processes, make: Any) -> RunFolder | None:
+    """The folder on the first process, None on the others; an error on the first is one on all."""
+    folder, error = None, None
+    if processes.is_main:
+        try:
+            folder = make()
+        except (OSError, ValueError) as found:
+            error = found
+    message = processes.broadcast(None if error is None else str(error))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise ValueError(message)
+    return folder

@@ -1,0 +1,104 @@
+"""A run's whole state, to and from a checkpoint: weights, their average, optimiser, progress.
+
+Weights are safetensors files that any tool reads; the rest is a torch file of plain data and tensors, read without
+unpickling code. What is saved is whole, whatever the network is spread over, and is loaded into any way of spreading.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from openfastervit.training.averaging import WeightAverage
+from openfastervit.training.parallel import Processes, full_state, load_full_state
+from openfastervit.training.progress import Progress, Sums
+
+WEIGHTS, AVERAGE, STATE = "model.safetensors", "ema.safetensors", "training_state.pt"
+"""Files of a checkpoint."""
+
+
+@dataclass
+class RunState:
+    """What changes as a run goes on."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    processes: Processes
+    progress: Progress
+    sums: Sums
+    step_images: int
+    """Images of one step over all processes: what places in the order of an epoch are counted in."""
+
+    @property
+    def result(self) -> str:
+        """The file of a checkpoint that holds the network to use."""
+        return WEIGHTS if self.average is None else AVERAGE
+
+    def files(self, metadata: str) -> dict[str, Callable[[Path], None]]:
+        """Writers of a checkpoint's files; to be called on all processes, of use on the first.
+
+        Args:
+            metadata: Text that goes into the safetensors files.
+        """
+        weights, optimizer = full_state(self.model, self.optimizer)
+        parts = self.processes.gather([self.sums.plain()])
+        self.sums = Sums.from_plain(Sums.total(parts).plain(), self.processes.device)
+        scaler = self.processes.accelerator.scaler
+        state = {
+            "optimizer": optimizer,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "progress": self.progress.state(),
+            "sums": self.sums.plain(),
+            "step_images": self.step_images,
+        }
+        if not self.processes.is_main:
+            self.sums = Sums()  # the first process has them all
+        files: dict[str, Callable[[Path], None]] = {
+            WEIGHTS: lambda path: _write_weights(path, weights, metadata),
+            STATE: lambda path: torch.save(state, path),
+        }
+        if self.average is not None:
+            averages = self.average.module.state_dict()
+            files[AVERAGE] = lambda path: _write_weights(path, averages, metadata)
+        return files
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Take the state from a checkpoint's folder, which the first process alone reads; None elsewhere.
+
+        Raises:
+            ValueError: If a step had another number of images.
+        """
+        state: dict[str, Any] = {}
+        weights: dict[str, Tensor] = {}
+        averages: dict[str, Tensor] = {}
+        if checkpoint is not None:
+            state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+            weights = safetensors.torch.load_file(checkpoint / WEIGHTS)
+            if self.average is not None:
+                averages = safetensors.torch.load_file(checkpoint / AVERAGE)
+        shared = self.processes.broadcast({key: value for key, value in state.items() if key != "optimizer"})
+        if shared["step_images"] != self.step_images:
+            raise ValueError(
+                f"the run takes {shared['step_images']} images a step (batch_size x processes), here it would be "
+                f"{self.step_images}; start as many processes as before"
+            )
+        load_full_state(self.processes, self.model, self.optimizer, weights, state.get("optimizer", {}))
+        if self.average is not None:
+            averages = self.processes.broadcast_tensors(averages, self.average.module.state_dict())
+            self.average.module.load_state_dict(averages)
+        scaler = self.processes.accelerator.scaler
+        if scaler is not None and shared["scaler"] is not None:
+            scaler.load_state_dict(shared["scaler"])
+        self.progress = Progress(**shared["progress"])
+        if self.processes.is_main:
+            self.sums = Sums.from_plain(shared["sums"], self.processes.device)
+
+
+def _write_weights(path: Path, weights: Mapping[str, Tensor], metadata: str) -> None:
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    safetensors.torch.save_file(plain, path, metadata={"format": "pt", "openfastervit": metadata})
