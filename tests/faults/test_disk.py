@@ -277,6 +277,16 @@ def test_any_call_may_fail_while_writing_a_file(folder: Path) -> None:
         assert number == 4  # the file's fsync, replace, the folder's fsync; then none
 
 
+def test_a_failing_disk_is_told_with_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_atomically(folder / "metrics.csv", b"1")
+    assert caught.value.filename == str(folder / "metrics.csv")
+
+
 def test_any_call_may_fail_while_publishing(run: RunFolder) -> None:
     old, new = (save(run, step) / FILES[0] for step in (1, 2))
     number = 0

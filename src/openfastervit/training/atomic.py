@@ -43,6 +43,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
         if isinstance(error, OSError) and full:
             text = f"{error.strerror} ({free}); what was there before is whole"
             raise OSError(error.errno, text, str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 
