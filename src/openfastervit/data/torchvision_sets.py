@@ -87,13 +87,11 @@ class TorchvisionSource:
             ImageError: If it cannot be read.
         """
         try:
-            image = self.dataset[int(index)][0]
+            return to_eight_bits(self.dataset[int(index)][0], self.mode)
         except ImageError:
             raise
         except Exception as error:  # whatever the data set's own reading raises
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"torchvision cannot read it ({reason})") from error
-        return to_eight_bits(image, self.mode)
+            raise ImageError(f"torchvision cannot read it ({_line(error)})") from error
 
 
 class TorchvisionSet:
@@ -121,7 +119,7 @@ class TorchvisionSet:
         """A split.
 
         Raises:
-            ValueError: If there is none of that name, or it cannot be downloaded.
+            ValueError: If there is none of that name, or it is damaged or cannot be downloaded.
             FileNotFoundError: If the data set is not there.
         """
         from torchvision import datasets
@@ -138,10 +136,13 @@ class TorchvisionSet:
             raise ValueError(f"torchvision cannot download {self.name}; put it into {self.root} as its documents say")
         try:
             dataset = kind(self.root, **options)
+        except ImportError as error:
+            raise ValueError(f"{self.where} needs the package {error.name}; pip install {error.name}") from error
         except (RuntimeError, OSError) as error:
             mend = "check the network" if self.download else "give download=True to fetch it, or another root"
-            reason = " ".join(str(error).split())
-            raise FileNotFoundError(f"{self.where} is not to be had in {self.root} ({reason}); {mend}") from error
+            raise FileNotFoundError(f"{self.where} is not to be had in {self.root} ({_line(error)}); {mend}") from error
+        except Exception as error:  # what its own readers raise on damaged files
+            raise ValueError(f"{self.where} in {self.root} is damaged ({_line(error)}); fetch it again") from error
         return TorchvisionSource(dataset, chosen or split, where=self.where, classes=classes, mode=mode)
 
 
@@ -173,3 +174,7 @@ def _class_names(dataset: Any) -> list[str] | None:
         if hasattr(dataset, attribute):
             return [str(name) for name in getattr(dataset, attribute)]
     return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
