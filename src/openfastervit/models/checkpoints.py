@@ -348,14 +348,14 @@ def save_checkpoint(
     safe = path.suffix == ".safetensors"
     if metadata is not None and not safe:
         raise ValueError(f"{path}: metadata needs a .safetensors file")
-    weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    if not safe:
+        weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         if safe:
-            text = {"format": "pt", "openfastervit": metadata_text(model, metadata or {})}
-            safetensors.torch.save_file(weights, temporary, metadata=text)
+            write_safetensors(weights, temporary, metadata_text(model, metadata or {}))
         else:
             torch.save({"state_dict": weights}, temporary)
         with open(temporary, "rb+") as file:
@@ -366,6 +366,23 @@ def save_checkpoint(
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: str) -> None:
+    """Write weights and our metadata; the same ones give the same bytes.
+
+    The library writes a header's metadata in an order that differs from run to run; here it is sorted.
+    """
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    safetensors.torch.save_file(plain, path, metadata={"format": "pt", "openfastervit": metadata})
+    with open(path, "rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size  # the library pads with spaces
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def metadata_text(model: nn.Module, metadata: Mapping[str, Any]) -> str:

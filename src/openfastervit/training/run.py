@@ -40,7 +40,12 @@ def start(recipe: ClassificationRecipe, out: str | os.PathLike[str], command: Se
     task = TASKS[recipe.task](recipe, seed=recipe.seed)
     folder = _on_first(processes, lambda: RunFolder.create(out, recipe.to_yaml(), seed=recipe.seed, command=command))
     try:
-        trainer = Trainer(recipe, task, processes, Recorder(folder, recipe, processes))
+        try:
+            trainer = Trainer(recipe, task, processes, Recorder(folder, recipe, processes))
+        except BaseException:
+            if folder is not None:
+                folder.discard()
+            raise
         return trainer.fit()
     finally:
         if folder is not None:

@@ -14,6 +14,7 @@
 Nothing here knows of processes that train together: the first of them alone calls what writes.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -117,6 +118,14 @@ class RunFolder:
             run.close()
             raise
         return run
+
+    def discard(self) -> None:
+        """Take back ``create``, of a run that could not begin: nothing is left of it."""
+        for name in (_RECIPE, _ENVIRONMENT):
+            (self.path / name).unlink(missing_ok=True)
+        self.close()
+        with contextlib.suppress(OSError):  # somebody else's hidden files are in it
+            self.path.rmdir()
 
     def close(self) -> None:
         """Let other processes have the folder."""

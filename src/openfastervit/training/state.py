@@ -4,7 +4,7 @@ Weights are safetensors files that any tool reads; the rest is a torch file of p
 unpickling code. What is saved is whole, whatever the network is spread over, and is loaded into any way of spreading.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from openfastervit.models.checkpoints import write_safetensors
 from openfastervit.training.averaging import WeightAverage
 from openfastervit.training.parallel import Processes, full_state, load_full_state
 from openfastervit.training.progress import Progress, Sums
@@ -59,12 +60,12 @@ class RunState:
         if not self.processes.is_main:
             self.sums = Sums()  # the first process has them all
         files: dict[str, Callable[[Path], None]] = {
-            WEIGHTS: lambda path: _write_weights(path, weights, metadata),
+            WEIGHTS: lambda path: write_safetensors(weights, path, metadata),
             STATE: lambda path: torch.save(state, path),
         }
         if self.average is not None:
             averages = self.average.module.state_dict()
-            files[AVERAGE] = lambda path: _write_weights(path, averages, metadata)
+            files[AVERAGE] = lambda path: write_safetensors(averages, path, metadata)
         return files
 
     def load(self, checkpoint: Path | None) -> None:
@@ -97,8 +98,3 @@ class RunState:
         self.progress = Progress(**shared["progress"])
         if self.processes.is_main:
             self.sums = Sums.from_plain(shared["sums"], self.processes.device)
-
-
-def _write_weights(path: Path, weights: Mapping[str, Tensor], metadata: str) -> None:
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    safetensors.torch.save_file(plain, path, metadata={"format": "pt", "openfastervit": metadata})
