@@ -15,7 +15,7 @@ from openfastervit.data.labelled import order_classes, some
 from openfastervit.data.splits import choose_split
 
 if TYPE_CHECKING:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
