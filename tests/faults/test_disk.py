@@ -387,8 +387,8 @@ def test_killed_at_random_moments(folder: Path) -> None:
             run.truncate_metrics(step)
             numbers = range(1, step + 1)
             assert run.metrics_csv.read_text() == "".join(["step,loss\n", *(f"{n},{1 / n!r}\n" for n in numbers)])
-            rows = [f"{n}.jpg,broken,1,{n}\n" for n in numbers]
-            assert run.skipped_csv.read_text() == "".join(["image,reason,epoch,step\n", *rows])
+            rows = [f"{n}.jpg,broken,train,1,{n}\n" for n in numbers]
+            assert run.skipped_csv.read_text() == "".join(["image,reason,split,epoch,step\n", *rows])
             published = path / "last.safetensors"
             if published.exists():
                 assert published.read_bytes() in {content(step - back, FILES[0]) for back in range(3)}

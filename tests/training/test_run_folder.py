@@ -343,9 +343,9 @@ def test_skipped_images(run: RunFolder) -> None:
     run.add_skipped([(os.fsdecode(b"\xff.jpg"), "it is not an image")], epoch=2, step=9)
     table = pd.read_csv(run.skipped_csv, encoding_errors="surrogateescape", dtype=object)
     assert table.to_numpy().tolist() == [
-        ['a "b",\n.jpg', "it does not decode", "1", "4"],
-        ["ü.png", "the file is empty", "1", "4"],
-        [os.fsdecode(b"\xff.jpg"), "it is not an image", "2", "9"],
+        ['a "b",\n.jpg', "it does not decode", "train", "1", "4"],
+        ["ü.png", "the file is empty", "train", "1", "4"],
+        [os.fsdecode(b"\xff.jpg"), "it is not an image", "train", "2", "9"],
     ]
 
 

@@ -16,13 +16,14 @@ Nothing here knows of processes that train together: the first of them alone cal
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from openfastervit.training import checkpoint_store, tables
 from openfastervit.training.atomic import recover, sync_directory, temporary_for, write_atomically
@@ -31,7 +32,7 @@ from openfastervit.training.lock import FolderLock
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
-_SKIPPED = ("image", "reason", "epoch", "step")
+_SKIPPED = ("image", "reason", "split", "epoch", "step")
 
 
 class RunFolder:
@@ -229,22 +230,32 @@ class RunFolder:
             raise ValueError(f"a row of metrics needs its step; it has {', '.join(row) or 'nothing'}")
         tables.add_row(self.metrics_csv, row)
 
-    def add_skipped(self, images: Iterable[tuple[str, str]], *, epoch: int, step: int) -> None:
+    def add_skipped(
+        self, images: Iterable[tuple[str, str]], *, epoch: int, step: int, split: Literal["train", "val"] = "train"
+    ) -> None:
         """Add images that could not be read.
 
         Args:
             images: Path and reason of each.
             epoch: The epoch in which it was met.
-            step: The step that it would have been used in.
+            step: The step that it would have been used in; of a validation image, the last one before.
+            split: Whether it is a training or a validation image.
         """
         # An error's text may have several lines; a row has one.
-        rows = [(image, " ".join(reason.split()), epoch, step) for image, reason in images]
+        rows = [(image, " ".join(reason.split()), split, epoch, step) for image, reason in images]
         tables.extend(self.skipped_csv, _SKIPPED, rows)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the rows of later steps from both tables: a run that goes on from ``step`` writes them again."""
-        tables.cut_back(self.metrics_csv, step)
-        tables.cut_back(self.skipped_csv, step)
+    def truncate_metrics(self, step: int, epoch: int | None = None) -> None:
+        """Drop the rows of both tables that a run which goes on from ``step`` writes again.
+
+        Args:
+            step: Rows of later steps go.
+            epoch: How many epochs are done, evaluation included. Where the last step of an epoch is done and its
+                evaluation is not, what was written of that evaluation goes too. None: steps alone count.
+        """
+        later = math.inf if epoch is None else epoch
+        tables.cut_back(self.metrics_csv, step, lambda row: _number(row, "epoch") > later)
+        tables.cut_back(self.skipped_csv, step, lambda row: row.get("split") == "val" and _number(row, "epoch") > later)
 
     # --- Environment ---
 
@@ -263,6 +274,11 @@ class RunFolder:
             pass
         warnings.warn(f"{path} is damaged and is written anew; it held versions and commands only", stacklevel=3)
         return {}
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
+    """A cell's number; below all others where the table has no such column."""
+    return float(row[column]) if column in row else -math.inf
 
 
 def _check_free(path: Path) -> None:

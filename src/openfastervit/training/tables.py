@@ -4,7 +4,7 @@ import csv
 import io
 import numbers
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from openfastervit.training.atomic import write_atomically
@@ -81,15 +81,15 @@ def extend(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -
         os.close(handle)
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop the rows whose ``step`` is larger.
+def cut_back(path: Path, step: int, also: Callable[[Mapping[str, str]], bool] = lambda row: False) -> None:
+    """Drop the rows whose ``step`` is larger, and those that ``also`` tells to drop.
 
     Raises:
         ValueError: If the table has no such column, or something else than a number in it.
     """
     columns, rows = read_table(path)
     if columns:
-        kept = _whole(columns, [row for row in rows if _step(path, row) <= step])
+        kept = _whole(columns, [row for row in rows if _step(path, row) <= step and not also(row)])
         if kept != path.read_bytes():
             write_atomically(path, kept)
 
