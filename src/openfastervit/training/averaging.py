@@ -4,7 +4,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from openfastervit.training.sharding import whole
 
 
 class WeightAverage:
@@ -32,9 +33,7 @@ class WeightAverage:
         averages: list[Tensor] = []
         values: list[Tensor] = []
         for name, average in self.module.state_dict().items():
-            value = trained[name]
-            if isinstance(value, DTensor):
-                value = value.full_tensor()
+            value = whole(trained[name])
             if average.is_floating_point():
                 averages.append(average)
                 values.append(value.to(average.dtype))

@@ -1,12 +1,37 @@
-"""Batch norm whose statistics are those of all processes' images, on any device.
+"""Batch norm on several processes: statistics of all their images, or their own ones, averaged for later use.
 
 torch's ``SyncBatchNorm`` refuses CPUs; on GPUs it is what is used.
 """
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose losses all depend on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def _mean_over_processes(x: Tensor) -> Tensor:
+    mean: Tensor = _SumOverProcesses.apply(x) / dist.get_world_size()
+    return mean
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -16,31 +41,62 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         """``(B, C, H, W) -> (B, C, H, W)``."""
         if not self.training:
             return super().forward(x)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        shape = (1, -1, 1, 1)
+        mean = _mean_over_processes(values.mean(dim=(0, 2, 3)))
+        values = values - mean.view(shape)
+        variance = _mean_over_processes(values.square().mean(dim=(0, 2, 3)))
+        if self.running_mean is not None:
+            self._track(mean.detach(), variance.detach(), values.numel() // values.shape[1] * dist.get_world_size())
+        values = values * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            values = values * self.weight.view(shape) + self.bias.view(shape)
+        return values.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        processes = dist.get_world_size()
-        moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
-        mean, square = dist_functional.all_reduce(moments) / processes
-        variance = square - mean.square()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            count = x.numel() / x.shape[1] * processes
-            rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, rate)
-            self.running_var.lerp_(variance * count / (count - 1), rate)
-        shape = (1, -1, 1, 1)
-        x = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        self.num_batches_tracked += 1
+        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, rate)
+        self.running_var.lerp_(variance * count / (count - 1), rate)
 
 
-def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """Replace batch norms by ones over all processes, in place where it can be; the same names of parameters."""
-    if torch.cuda.is_available():
-        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Replace batch norms by ones over all processes, in place where it can be; the same names of parameters.
+
+    Raises:
+        ValueError: If the device is a CPU, and a batch norm is of another kind than ``BatchNorm2d``.
+    """
+    if device.type != "cpu":
+        # timm's function keeps the activation that its own batch norms carry; torch's loses it.
+        synchronised = convert_sync_batchnorm(network)
         assert isinstance(synchronised, nn.Module)
         return synchronised
-    for module in network.modules():
+    for name, module in network.named_modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
+        elif isinstance(module, _BatchNorm) and not isinstance(module, GlobalBatchNorm2d):
+            raise ValueError(
+                f"sync_batch_norm: on CPUs it knows BatchNorm2d alone, and {name} is a {type(module).__name__}; "
+                "leave it out, or train on GPUs"
+            )
     return network
+
+
+def own_statistics(network: nn.Module, besides: Collection[nn.Module] = ()) -> list[Tensor]:
+    """The running means and variances that each process computes of its own images.
+
+    Args:
+        network: With its batch norms, synchronised or not.
+        besides: Modules that learn no statistics.
+    """
+    found: list[Tensor] = []
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module not in besides:
+            # timm's synchronised batch norm is a SyncBatchNorm too.
+            if not isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm2d) and module.track_running_stats:
+                found += [value for value in (module.running_mean, module.running_var) if value is not None]
+    return found

@@ -21,6 +21,7 @@ def evaluate(
     channels_last: bool = False,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     steps: int | None = None,
+    together: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> list[Unreadable]:
     """Let ``metrics`` count what a network makes of images; their results are left in it.
@@ -33,8 +34,9 @@ def evaluate(
         device: Where the network is.
         channels_last: Whether images are laid out with channels innermost.
         autocast: The precision.
-        steps: How often the network must run: a sharded one runs on all processes at once, also on those that have
-            fewer batches. None: as often as there are batches.
+        steps: How many steps all processes take, those with fewer batches too. None: as many as there are batches.
+        together: Whether the network must run in every step: a sharded one runs on all processes at once, also on those
+            whose batches have come to an end or have no image that could be read.
         after_step: Told each step.
 
     Returns:
@@ -43,27 +45,33 @@ def evaluate(
     unreadable: list[Unreadable] = []
     was_training = model.training
     model.eval()
-    last: tuple[Any, ...] | None = None
+    blank: tuple[Any, ...] | None = None
     iterator = iter(batches)
     try:
         with torch.no_grad():
             for step, batch in enumerate(_filled(iterator, steps)):
                 if batch is not None:
                     unreadable += batch.unreadable
-                if batch is not None and len(batch):
                     batch = batch.to(device, channels_last)
-                    last = inputs(batch)
+                    if together and blank is None:
+                        blank = tuple(map(_blank, inputs(batch)))
+                if batch is not None and len(batch):
                     with autocast():
-                        outputs = model(*last)
+                        outputs = model(*inputs(batch))
                     metrics.update(outputs, batch.targets)
-                elif steps is not None and last is not None:
+                elif blank is not None:
                     with autocast():
-                        model(*last)  # for the other processes, which need this one's share of the weights
+                        model(*blank)  # for the other processes, which need this one's share of the weights
                 after_step(step)
     finally:
         close(iterator)
         model.train(was_training)
     return unreadable
+
+
+def _blank(value: Any) -> Any:
+    """One black image of the shape of those in a batch, be there any in it."""
+    return value.new_zeros((1, *value.shape[1:])) if isinstance(value, torch.Tensor) else value
 
 
 def _filled(batches: Iterator[Batch], steps: int | None) -> Iterator[Batch | None]:

@@ -1,12 +1,8 @@
-"""One process or many: what Accelerate does, and the sharding it leaves to torch.
-
-FSDP2 is applied here with torch's ``fully_shard``, in the same way on GPUs and on CPUs, where Accelerate has none; so
-what runs on a cluster is what the tests run.
-"""
+"""One process or many: who they are, what they tell each other, what is saved of a network spread over them."""
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,9 +13,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous
+from torch.utils._pytree import tree_map_only
 
 from openfastervit.training.recipe import LoopSettings
 
@@ -44,34 +40,34 @@ class Processes:
             raise ValueError("device='cuda', but torch finds no GPU; take device auto or cpu")
         if settings.precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
             raise ValueError("precision=fp16 needs a GPU; on a CPU take bf16 or fp32")
-        # `accelerate launch --use_fsdp` says so in the environment, which Accelerate would act on by itself.
-        launched_sharded = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        sharded = settings.sharding == "fsdp2" or _launched("FSDP")
+        if sharded and settings.precision == "fp16":
+            raise ValueError("FSDP2 does not scale fp16 gradients; take precision bf16")
+        for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+            if _launched(name):
+                raise ValueError(f"accelerate launch asks for {name.lower()}; take plain processes, or --use_fsdp")
         AcceleratorState._reset_state()  # of an earlier run in this process; the process group stays
-        self.accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    find_unused_parameters=settings.find_unused_parameters, gradient_as_bucket_view=True
-                ),
-                InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
-            ],
-        )
+        # `accelerate launch --use_fsdp` says so in the environment, which Accelerate would act on by itself.
+        with _without("ACCELERATE_USE_FSDP"):
+            self.accelerator = Accelerator(
+                cpu=device == "cpu",
+                mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(
+                        find_unused_parameters=settings.find_unused_parameters,
+                        gradient_as_bucket_view=True,
+                        broadcast_buffers=False,  # the statistics of batch norm are averaged after each update
+                    ),
+                    InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+                ],
+            )
         self.rank = self.accelerator.process_index
         self.count = self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
-        self.sharded = (settings.sharding == "fsdp2" or launched_sharded) and self.count > 1
+        self.sharded = sharded and self.count > 1
         # Flags travel over CPUs, so that agreeing on them does not wait for the GPU.
         self._control = _control_group() if self.count > 1 else None
-
-    def shard(self, model: nn.Module) -> None:
-        """Share the network out among the processes, in place: a unit for each block, one for the rest."""
-        mesh = init_device_mesh(self.device.type, (self.count,))
-        for stage in getattr(model, "stages", []):
-            for block in getattr(stage, "blocks", None) or getattr(getattr(stage, "attention", None), "blocks", []):
-                fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
 
     def copies(self, model: nn.Module) -> nn.Module:
         """The network as one of several equal copies that add up their gradients (DDP)."""
@@ -99,6 +95,16 @@ class Processes:
         dist.all_reduce(together, group=self._control)
         return together.tolist()
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Make each tensor, in place, the mean of those of all processes."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.count).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
     def gather(self, objects: list[Any]) -> list[Any]:
         """The objects of all processes, in the order of the processes."""
         gathered: list[Any] = gather_object(objects) if self.count > 1 else objects
@@ -117,8 +123,11 @@ class Processes:
             return dict(values)
         sent = {}
         for name, place in like.items():
-            tensor = values[name].to(place) if self.is_main else torch.empty_like(place)
-            dist.broadcast(tensor.contiguous(), src=0) if self.is_main else dist.broadcast(tensor, src=0)
+            # What travels is memory, so that it must be laid out alike on both sides.
+            tensor = torch.empty_like(place, memory_format=torch.contiguous_format)
+            if self.is_main:
+                tensor.copy_(values[name])
+            dist.broadcast(tensor, src=0)
             sent[name] = tensor
         return sent
 
@@ -127,20 +136,32 @@ class Processes:
         self.accelerator.wait_for_everyone()
 
 
+def _launched(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """Hide a variable of the environment."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
 def _control_group() -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, in one piece."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Whole states of network and optimiser, on the CPU; empty on other processes than the first where sharded."""
-    return get_state_dict(model, optimizer, options=_WHOLE)
+    weights, state = get_state_dict(model, optimizer, options=_WHOLE)
+    # What is loaded travels as memory, so that it must be laid out alike on all sides.
+    return weights, tree_map_only(Tensor, Tensor.contiguous, state)
 
 
 def load_full_state(
@@ -153,6 +174,40 @@ def load_full_state(
     """Load what ``full_state`` gave on the first process into all of them, however many there are now."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=processes.count > 1)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=optimizer_state, options=options)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                # Laid out as the weights are: optimisers are several times as fast then.
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+_stores: list[dist.Store] = []
+"""Kept, since one of them may serve the others."""
+
+
+def read_on_first(read: Callable[[], str]) -> str:
+    """What the first process reads from a file that others may not see; asked before there are ``Processes``.
+
+    Raises:
+        OSError, ValueError: If it cannot be read, on all processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return read()
+    store, rank, _ = next(iter(rendezvous("env://")))
+    _stores.append(store)
+    key = f"openfastervit/read/{len(_stores)}"
+    if rank == 0:
+        try:
+            text = read()
+        except (OSError, ValueError) as error:
+            store.set(key, f"!{error}")
+            raise
+        store.set(key, f"={text}")
+        return text
+    answer = bytes(store.get(key)).decode("utf-8", errors="surrogateescape")
+    if answer.startswith("!"):
+        raise ValueError(answer[1:])
+    return answer[1:]
 
 
 def loader_workers(asked: int | None, processes: Processes) -> int:

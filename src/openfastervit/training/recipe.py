@@ -94,7 +94,8 @@ class LoopSettings:
     sharding: Literal["none", "fsdp2"] = "none"
     """Copies of the network on all processes (DDP), or one shared out among them (FSDP2)."""
     sync_batch_norm: bool = False
-    """Statistics of batch norm over all processes."""
+    """Batch norm with the statistics of all processes' images; without it each uses its own, and their average is
+    kept."""
     find_unused_parameters: bool = False
     """For networks with parameters that a step may leave unused: DDP then looks for them."""
 
@@ -160,8 +161,6 @@ class LoopSettings:
             raise ValueError(f"optimizer={self.optimizer!r} is unknown{hint}")
         if self.sharding == "fsdp2" and self.precision == "fp16":
             raise ValueError("sharding=fsdp2 does not scale fp16 gradients; take precision bf16")
-        if self.sharding == "fsdp2" and self.sync_batch_norm:
-            raise ValueError("sync_batch_norm works on copies of the network; take sharding none")
 
     @property
     def total_epochs(self) -> int:

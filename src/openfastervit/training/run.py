@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from openfastervit.tasks.classification import Classification
-from openfastervit.training.parallel import Processes
+from openfastervit.training.parallel import Processes, read_on_first
 from openfastervit.training.recipe import ClassificationRecipe, make_recipe
 from openfastervit.training.recorder import Recorder
 from openfastervit.training.run_folder import RunFolder
@@ -18,8 +18,12 @@ RECIPES: dict[str, type[ClassificationRecipe]] = {"classification": Classificati
 """A task's recipe, by the task's name."""
 TASKS = {"classification": Classification}
 
-ANYWHERE = ("device", "workers", "data", "data_root", "log_every", "save_minutes", "save_steps", "keep_checkpoints")
-"""Settings that a resumed run may change: where it runs and what it tells, not what it computes."""
+ANYWHERE = (
+    *("device", "workers", "data", "data_root", "log_every", "save_minutes", "save_steps", "keep_checkpoints"),
+    *("batch_size", "accumulate", "sharding"),
+)
+"""Settings that a resumed run may change: where it runs and what it tells, not what it computes. An update must have
+as many images as before, over all processes."""
 
 
 def start(recipe: ClassificationRecipe, out: str | os.PathLike[str], command: Sequence[str] = ()) -> Outcome:
@@ -72,7 +76,7 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
                 f"{name} cannot change in a run that is resumed: its recipe is in {Path(path) / 'recipe.yaml'}; "
                 "start a new run with --recipe and another --out"
             )
-    text = read_recipe_text(path)
+    text = read_on_first(lambda: read_recipe_text(path))
     found = yaml.safe_load(text)
     kind = RECIPES.get(found.get("task", "classification")) if isinstance(found, dict) else None
     if kind is None:

@@ -34,6 +34,8 @@ class RunState:
     sums: Sums
     step_images: int
     """Images of one step over all processes: what places in the order of an epoch are counted in."""
+    accumulate: int
+    """Steps of one update."""
 
     @property
     def result(self) -> str:
@@ -56,6 +58,7 @@ class RunState:
             "progress": self.progress.state(),
             "sums": self.sums.plain(),
             "step_images": self.step_images,
+            "update_images": self.step_images * self.accumulate,
         }
         if not self.processes.is_main:
             self.sums = Sums()  # the first process has them all
@@ -72,7 +75,7 @@ class RunState:
         """Take the state from a checkpoint's folder, which the first process alone reads; None elsewhere.
 
         Raises:
-            ValueError: If a step had another number of images.
+            ValueError: If an update had another number of images.
         """
         state: dict[str, Any] = {}
         weights: dict[str, Tensor] = {}
@@ -83,10 +86,11 @@ class RunState:
             if self.average is not None:
                 averages = safetensors.torch.load_file(checkpoint / AVERAGE)
         shared = self.processes.broadcast({key: value for key, value in state.items() if key != "optimizer"})
-        if shared["step_images"] != self.step_images:
+        here = self.step_images * self.accumulate
+        if shared["update_images"] != here:
             raise ValueError(
-                f"the run takes {shared['step_images']} images a step (batch_size x processes), here it would be "
-                f"{self.step_images}; start as many processes as before"
+                f"an update of this run has {shared['update_images']} images (batch_size x processes x accumulate), "
+                f"here it would have {here}; start as many processes as before, or change --batch-size or --accumulate"
             )
         load_full_state(self.processes, self.model, self.optimizer, weights, state.get("optimizer", {}))
         if self.average is not None:
@@ -96,5 +100,6 @@ class RunState:
         if scaler is not None and shared["scaler"] is not None:
             scaler.load_state_dict(shared["scaler"])
         self.progress = Progress(**shared["progress"])
+        self.progress.batch = self.progress.batch * shared["step_images"] // self.step_images
         if self.processes.is_main:
             self.sums = Sums.from_plain(shared["sums"], self.processes.device)

@@ -7,7 +7,7 @@ generators seeded by that place. So a run that was killed and resumed ends as on
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from openfastervit.data.loader import EvaluationOrder, TrainingOrder, Unreadable
 from openfastervit.tasks.task import Batch, Metrics, Task
 from openfastervit.training import parallel
 from openfastervit.training.averaging import WeightAverage
-from openfastervit.training.batch_norm import synchronise_batch_norm
+from openfastervit.training.batch_norm import own_statistics, synchronise_batch_norm
 from openfastervit.training.distillation import mesa_loss
 from openfastervit.training.evaluation import evaluate
 from openfastervit.training.finite import FiniteCheck
@@ -26,6 +26,7 @@ from openfastervit.training.optimisation import Schedule, create_optimizer
 from openfastervit.training.progress import Progress, Sums
 from openfastervit.training.recipe import LoopSettings
 from openfastervit.training.recorder import Recorder
+from openfastervit.training.sharding import check_optimizer, shard, whole
 from openfastervit.training.signals import StopSignals
 from openfastervit.training.state import RunState
 
@@ -129,25 +130,37 @@ class Trainer:
         seed_everything("weights", settings.seed)
         network = self.task.build()
         self.metadata = self.task.metadata(network)
-        self._still = self._freeze(network)
         if settings.sync_batch_norm and processes.count > 1:
-            network = synchronise_batch_norm(network)
-        layout = torch.channels_last if settings.channels_last else torch.preserve_format
+            network = synchronise_batch_norm(network, processes.device)
+        self._still = self._freeze(network)
+        # FSDP2 takes no other layout of weights than the usual one; that of the images does as well.
+        channels_last = settings.channels_last and not processes.sharded
+        layout = torch.channels_last if channels_last else torch.preserve_format
         network = network.to(processes.device).to(memory_format=layout)
         average = None
         if settings.ema_decay is not None:
             average = WeightAverage(network, settings.ema_decay, warmup=settings.ema_warmup)
         if settings.compile:
             network.compile()
-        if processes.sharded:
-            processes.shard(network)
-        self.network = network
         batch = self.step_images * settings.accumulate
+        if processes.sharded:
+            plain = replace(settings, layer_decay=None)
+            check_optimizer(
+                settings.optimizer,
+                lambda small: create_optimizer(small, plain, batch),
+                processes.device,
+                processes.count,
+            )
+            shard(network, processes.device, processes.count)
+        self.network = network
+        self._own_statistics = own_statistics(network, self._still)
         optimizer = create_optimizer(network, settings, batch)
         self.schedule = Schedule(optimizer, settings, self.order.batches // settings.accumulate, batch)
         self.model = network if processes.sharded else processes.copies(network)
         self.stepper: Any = processes.accelerator.prepare_optimizer(optimizer)
-        self.state = RunState(self.model, optimizer, average, processes, Progress(), Sums(), self.step_images)
+        self.state = RunState(
+            self.model, optimizer, average, processes, Progress(), Sums(), self.step_images, settings.accumulate
+        )
 
     def _freeze(self, network: nn.Module) -> list[nn.Module]:
         """Choose what does not learn. Returns the modules that stay in evaluation mode, with their statistics."""
@@ -223,9 +236,10 @@ class Trainer:
                 for name, value in self._backward(batch, 1 / len(group)).items():
                     losses[name] = losses[name] + value if name in losses else value
         bound = math.inf if settings.clip_grad is None else settings.clip_grad
-        norm = parallel.whole(accelerator.clip_grad_norm_(self.network.parameters(), bound))
+        norm = whole(accelerator.clip_grad_norm_(self.network.parameters(), bound))
         self.stepper.step()
         self.stepper.zero_grad()
+        self.processes.average(self._own_statistics)  # before the average of the weights follows them
         progress.updates += 1
         if self.stepper.step_was_skipped:
             progress.skipped += 1
@@ -352,6 +366,7 @@ class Trainer:
             channels_last=self.settings.channels_last,
             autocast=processes.accelerator.autocast,
             steps=steps,
+            together=processes.sharded and self.state.average is None,
             after_step=after_step,
         )
         self.recorder.unreadable(unreadable, "val", progress)
