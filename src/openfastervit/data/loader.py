@@ -211,15 +211,23 @@ def create_loader(
 def close(batches: Iterator[Any]) -> None:
     """End a loader's iterator and its workers now, not when it is no longer referred to (a traceback may)."""
     shutdown = getattr(batches, "_shutdown_workers", None)
-    if shutdown is not None:
+    if shutdown is None:
+        return
+    workers = getattr(batches, "_workers", [])
+    try:
         shutdown()
+    finally:
+        for worker in workers:
+            if worker.is_alive():  # stuck, as in reading from a disk that does not answer
+                worker.kill()
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread a worker. Signals to the whole group are for the training, which goes on to save: a worker that died
-    of one would end it with an error. It follows half a minute later, should nobody end it before.
+    """One thread a worker. Signals to the whole group are for the training, which finishes its step and saves: a
+    worker that died of one would end it with an error. ``close`` ends the workers; without the training they end by
+    themselves.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
