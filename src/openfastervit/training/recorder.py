@@ -4,18 +4,21 @@ All processes call it; the first one writes.
 """
 
 import importlib.util
+import itertools
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
 from openfastervit.data.loader import Unreadable
 from openfastervit.models.checkpoints import metadata_text
+from openfastervit.training.atomic import write_atomically
 from openfastervit.training.console import Console
 from openfastervit.training.contact_sheet import write_contact_sheet
 from openfastervit.training.curves import write_curves
@@ -40,8 +43,11 @@ class Recorder:
     def __init__(self, folder: RunFolder | None, settings: LoopSettings, processes: Processes) -> None:
         self.folder, self.settings, self.processes = folder, settings, processes
         self.console = Console(processes.is_main)
-        self._unreadable: list[tuple[str, str, int, int]] = []
+        if settings.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb=True, but Weights & Biases is not installed; pip install wandb, or leave it out")
+        self._unreadable: list[tuple[Literal["train", "val"], int, int, str, str]] = []
         self._trackers: Sequence[Any] = ()
+        self._first_update = 0
         self._rate = 0.0
         self._told_images = 0.0
         self._told_at = time.perf_counter()
@@ -66,14 +72,11 @@ class Recorder:
 
         found: list[Any] = []
         if importlib.util.find_spec("tensorboard") is not None:
-            found.append(TensorBoardTracker("tensorboard", folder.path))
+            # What a run that was killed had told beyond its last checkpoint is told again, and shown once.
+            found.append(TensorBoardTracker("tensorboard", folder.path, purge_step=self._first_update))
         else:
             self.console.say("TensorBoard is not installed, so nothing is written for it: pip install tensorboard")
         if self.settings.wandb:
-            if importlib.util.find_spec("wandb") is None:
-                raise ValueError(
-                    "wandb=True, but Weights & Biases is not installed; pip install wandb, or leave it out"
-                )
             found.append(WandBTracker("openfastervit", dir=str(folder.path)))
         for tracker in found:
             tracker.start()
@@ -128,10 +131,10 @@ class Recorder:
         """Tell how far an evaluation is."""
         self.console.step("evaluating", done, total)
 
-    def unreadable(self, images: Sequence[Unreadable], split: str, progress: Progress) -> None:
+    def unreadable(self, images: Sequence[Unreadable], split: Literal["train", "val"], progress: Progress) -> None:
         """Note images that could not be read; they are written with the next checkpoint."""
         step = progress.updates + (split == "train")
-        self._unreadable += [(image.name, image.reason, progress.epoch + 1, step) for image in images]
+        self._unreadable += [(split, progress.epoch + 1, step, image.name, image.reason) for image in images]
 
     def flush(self, processes: Processes) -> None:
         """Write what was noted, of all processes; each of them must call it."""
@@ -139,10 +142,10 @@ class Recorder:
         self._unreadable = []
         if self.folder is None:
             return
-        for name, reason, epoch, step in noted:
-            self.folder.add_skipped([(name, reason)], epoch=epoch, step=step)
+        for (split, epoch, step), rows in itertools.groupby(sorted(noted), key=lambda row: row[:3]):
+            self.folder.add_skipped([row[3:] for row in rows], split=split, epoch=epoch, step=step)
         if noted:
-            shown = ", ".join(f"{name} ({reason})" for name, reason, *_ in noted[:3])
+            shown = ", ".join(f"{name} ({reason})" for *_, name, reason in noted[:3])
             more = f" and {len(noted) - 3} more" if len(noted) > 3 else ""
             self.console.say(f"skipped {len(noted)} images that cannot be read: {shown}{more}; skipped.csv has them")
 
@@ -173,10 +176,12 @@ class Recorder:
         if progress.best_update == progress.updates:
             self.folder.publish("best.safetensors", result)
 
-    def rewind(self, progress: Progress, result: Path | None) -> None:
+    def rewind(self, progress: Progress, sums: Sums, result: Path | None) -> None:
         """Drop what was written after the checkpoint that a run goes on from, whose result is given."""
         assert self.folder is not None
-        self.folder.truncate_metrics(progress.updates)
+        self.folder.truncate_metrics(progress.updates, progress.epoch)
+        self._first_update = progress.updates + 1
+        self._told_images = sums.images
         if result is not None:
             self.publish(progress, result)
             at = f"epoch {progress.epoch + 1}, update {progress.updates}"
@@ -189,8 +194,6 @@ class Recorder:
     ) -> None:
         """Tell of an epoch that is done, its evaluation included."""
         self.flush(processes)
-        self._told_images = 0.0
-        self._told_at = time.perf_counter()
         if self.folder is None:
             return
         seconds = max(total.seconds, 1e-9)
@@ -217,12 +220,21 @@ class Recorder:
         figures = "  ".join(f"val {name} {value:.4g}" for name, value in metrics.items() if name != "images")
         mark = "  (best)" if progress.best_update == progress.updates and metrics else ""
         self.console.say(
-            f"epoch {progress.epoch}/{self.settings.total_epochs}  train loss {row['train_loss']:.4f}  {figures}  "
-            f"{row['images_per_second']} images/s  data wait {row['data_wait']:.1%}{mark}"
+            f"epoch {progress.epoch}/{self.settings.total_epochs}  train loss {row.get('train_loss', math.nan):.4f}  "
+            f"{figures}  {row['images_per_second']} images/s  data wait {row['data_wait']:.1%}{mark}"
         )
+        self._told_images = 0.0
+        self._told_at = time.perf_counter()
 
-    def not_finite(self, update: int, names: Sequence[str]) -> None:
-        """Keep the names of the images that an update went wrong with."""
+    def not_finite(self, told: Mapping[str, Any]) -> None:
+        """Keep what is known of an update that went wrong."""
         if self.folder is not None:
-            text = json.dumps({"update": update, "images": list(names)}, indent=2)
-            (self.folder.path / "not_finite.json").write_text(text + "\n", encoding="utf-8")
+            write_atomically(self.folder.path / "not_finite.json", json.dumps(told, indent=2).encode() + b"\n")
+
+    def way_on(self) -> str:
+        """What to do where weights or loss are no numbers."""
+        saved = self.folder.checkpoints() if self.folder is not None else []
+        mend = "lower lr or set clip_grad, and start a new run"
+        if not saved:
+            return f"no checkpoint was written yet: {mend}"
+        return f"the checkpoint of update {saved[-1][0]} is good: {mend}, with its network as weights"

@@ -1,18 +1,27 @@
 """A training run from start to end: the folder, the processes, the task, the loop."""
 
+import filecmp
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import yaml
 
 from openfastervit.tasks.classification import Classification
+from openfastervit.training import checkpoint_store
+from openfastervit.training.console import Console
 from openfastervit.training.parallel import Processes, read_on_first
+from openfastervit.training.progress import Progress
 from openfastervit.training.recipe import ClassificationRecipe, make_recipe
 from openfastervit.training.recorder import Recorder
 from openfastervit.training.run_folder import RunFolder
+from openfastervit.training.state import AVERAGE, STATE, WEIGHTS
+from openfastervit.training.tables import read_table
 from openfastervit.training.trainer import Outcome, Trainer
+
+Made = TypeVar("Made")
 
 RECIPES: dict[str, type[ClassificationRecipe]] = {"classification": ClassificationRecipe}
 """A task's recipe, by the task's name."""
@@ -20,7 +29,7 @@ TASKS = {"classification": Classification}
 
 ANYWHERE = (
     *("device", "workers", "data", "data_root", "log_every", "save_minutes", "save_steps", "keep_checkpoints"),
-    *("batch_size", "accumulate", "sharding"),
+    *("batch_size", "accumulate", "sharding", "max_unreadable"),
 )
 """Settings that a resumed run may change: where it runs and what it tells, not what it computes. An update must have
 as many images as before, over all processes."""
@@ -83,6 +92,10 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
         raise ValueError(f"{Path(path) / 'recipe.yaml'} is damaged: it names no task")
     recipe = make_recipe({**found, **changes}, kind)
     processes = Processes(recipe)
+    done = processes.broadcast(_on_first(processes, lambda: _finished(Path(path), recipe)))
+    if done is not None:
+        Console(processes.is_main).say(f"{path} is done already: all {done.epoch} epochs; nothing was changed")
+        return Outcome({}, done.best)
     task = TASKS[recipe.task](recipe, seed=recipe.seed)
     folder = _on_first(processes, lambda: RunFolder.resume(path, command=command))
     try:
@@ -92,7 +105,8 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
         checkpoint = None if newest is None else newest[1]
         trainer = Trainer(recipe, task, processes, recorder, checkpoint=checkpoint, resume=found_one)
         if folder is not None:
-            recorder.rewind(trainer.progress, None if checkpoint is None else checkpoint / trainer.state.result)
+            result = None if checkpoint is None else checkpoint / trainer.state.result
+            recorder.rewind(trainer.progress, trainer.state.sums, result)
         return trainer.fit()
     finally:
         if folder is not None:
@@ -112,12 +126,29 @@ def read_recipe_text(path: str | os.PathLike[str]) -> str:
     return file.read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def _on_first(processes: Processes, make: Any) -> RunFolder | None:
-    """The folder on the first process, None on the others; an error on the first is one on all."""
-    folder, error = None, None
+def _finished(path: Path, recipe: ClassificationRecipe) -> Progress | None:
+    """Where a run stands that has nothing left to do; None where something is, or may be."""
+    rows = read_table(path / "metrics.csv")[1]
+    checkpoints = checkpoint_store.complete(path / "checkpoints")
+    if not rows or not checkpoints or rows[-1].get("epoch") != str(recipe.total_epochs):
+        return None
+    newest = checkpoints[-1][1]
+    if checkpoint_store.damage(newest) is not None:
+        return None
+    state = torch.load(newest / STATE, map_location="cpu", weights_only=True)
+    progress = Progress(**state["progress"])
+    published = ["last.safetensors"] + ["best.safetensors"] * (progress.best_update == progress.updates)
+    result = newest / (WEIGHTS if recipe.ema_decay is None else AVERAGE)
+    whole = all((path / name).is_file() and filecmp.cmp(path / name, result, shallow=False) for name in published)
+    return progress if whole and progress.epoch == recipe.total_epochs else None
+
+
+def _on_first(processes: Processes, make: Callable[[], Made]) -> Made | None:
+    """What is made on the first process, None on the others; an error on the first is one on all."""
+    made, error = None, None
     if processes.is_main:
         try:
-            folder = make()
+            made = make()
         except (OSError, ValueError) as found:
             error = found
     message = processes.broadcast(None if error is None else str(error))
@@ -125,4 +156,4 @@ def _on_first(processes: Processes, make: Any) -> RunFolder | None:
         raise error
     if message is not None:
         raise ValueError(message)
-    return folder
+    return made

@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from openfastervit.models.checkpoints import write_safetensors
 from openfastervit.training.averaging import WeightAverage
@@ -36,6 +37,8 @@ class RunState:
     """Images of one step over all processes: what places in the order of an epoch are counted in."""
     accumulate: int
     """Steps of one update."""
+    images: int
+    """Training images: what the order of an epoch is drawn from."""
 
     @property
     def result(self) -> str:
@@ -58,6 +61,7 @@ class RunState:
             "progress": self.progress.state(),
             "sums": self.sums.plain(),
             "step_images": self.step_images,
+            "images": self.images,
             "update_images": self.step_images * self.accumulate,
         }
         if not self.processes.is_main:
@@ -71,11 +75,18 @@ class RunState:
             files[AVERAGE] = lambda path: write_safetensors(averages, path, metadata)
         return files
 
+    def not_finite(self) -> str | None:
+        """The name of a weight or statistic, in this process's share, that has NaN or infinity in it."""
+        values = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
+        shares = [value.to_local() if isinstance(value, DTensor) else value for value in values.values()]
+        verdicts = torch.stack([share.isfinite().all() for share in shares]).tolist()
+        return next((name for name, good in zip(values, verdicts, strict=True) if not good), None)
+
     def load(self, checkpoint: Path | None) -> None:
         """Take the state from a checkpoint's folder, which the first process alone reads; None elsewhere.
 
         Raises:
-            ValueError: If an update had another number of images.
+            ValueError: If an update, or the data, had another number of images.
         """
         state: dict[str, Any] = {}
         weights: dict[str, Tensor] = {}
@@ -91,6 +102,11 @@ class RunState:
             raise ValueError(
                 f"an update of this run has {shared['update_images']} images (batch_size x processes x accumulate), "
                 f"here it would have {here}; start as many processes as before, or change --batch-size or --accumulate"
+            )
+        if shared["images"] != self.images:
+            raise ValueError(
+                f"the run was started with {shared['images']} training images, here are {self.images}; give the same "
+                "data, or start a new run from its last.safetensors with weights"
             )
         load_full_state(self.processes, self.model, self.optimizer, weights, state.get("optimizer", {}))
         if self.average is not None:

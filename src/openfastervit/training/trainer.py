@@ -6,7 +6,7 @@ generators seeded by that place. So a run that was killed and resumed ends as on
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openfastervit.data.loader import EvaluationOrder, TrainingOrder, Unreadable, close, create_loader, seed_everything
+from openfastervit.data.loader import EvaluationOrder, TrainingOrder, close, create_loader, seed_everything
 from openfastervit.tasks.task import Batch, Metrics, Task
 from openfastervit.training import parallel
 from openfastervit.training.averaging import WeightAverage
@@ -158,8 +158,9 @@ class Trainer:
         self.schedule = Schedule(optimizer, settings, self.order.batches // settings.accumulate, batch)
         self.model = network if processes.sharded else processes.copies(network)
         self.stepper: Any = processes.accelerator.prepare_optimizer(optimizer)
+        images = len(self.task.training_images)
         self.state = RunState(
-            self.model, optimizer, average, processes, Progress(), Sums(), self.step_images, settings.accumulate
+            self.model, optimizer, average, processes, Progress(), Sums(), self.step_images, settings.accumulate, images
         )
 
     def _freeze(self, network: nn.Module) -> list[nn.Module]:
@@ -191,7 +192,6 @@ class Trainer:
         metrics: dict[str, float] = {}
         with StopSignals() as self.signals, self.recorder:
             self._saved_at = time.monotonic()
-            self._saved_update = progress.updates
             self.order.begin(progress.epoch, progress.batch)
             batches = iter(self.loader) if len(self.order) > 0 else iter(())
             try:
@@ -201,6 +201,13 @@ class Trainer:
                     due = last or (progress.epoch + 1) % settings.eval_every == 0
                     metrics = self._evaluate() if due else {}
                     self._end_epoch(metrics)
+            except RuntimeError as error:
+                if "DataLoader worker (pid" not in str(error):  # the words of torch
+                    raise
+                raise TrainingError(
+                    f"a process that decodes images died ({' '.join(str(error).split())}), often for want of memory; "
+                    "go on with --resume, with fewer --workers"
+                ) from error
             finally:
                 close(batches)
         return Outcome(metrics, progress.best)
@@ -226,9 +233,9 @@ class Trainer:
         rate = self.schedule.set(progress.updates)
         losses: dict[str, Tensor] = {}
         names: list[str] = []
+        self._note_unreadable(group)
         for number, batch in enumerate(group, start=1):
             names += batch.names
-            self._note_unreadable(batch.unreadable, "train")
             batch = self.task.augment(batch.to(self.processes.device, settings.channels_last))
             if progress.updates == 0 and number == 1:
                 self.recorder.augmented(batch.images, self.task.captions(batch), self.metadata)
@@ -246,14 +253,14 @@ class Trainer:
             progress.skipped_in_a_row += 1
         else:
             progress.skipped_in_a_row = 0
+            self.state.sums.updates += 1
+            self.state.sums.add(losses)
             if settings.precision != "fp16":
                 self.finite.push(progress.updates, losses["loss"], norm, names)
             if self.state.average is not None:
                 self.state.average.update(self.network, progress.updates)
         sums = self.state.sums
-        sums.updates += 1
         sums.images += sum(len(batch) for batch in group)
-        sums.add(losses)
         self.recorder.update(progress, self.order.batches, self.state.sums, losses, norm, rate)
 
     def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
@@ -280,9 +287,18 @@ class Trainer:
             raise ValueError(f"mesa={self.settings.mesa}: {self.task.name} has no logits to teach with; set it to 0")
         return mesa_loss(student, teacher)
 
-    def _note_unreadable(self, unreadable: Sequence[Unreadable], split: str) -> None:
+    def _note_unreadable(self, group: list[Batch]) -> None:
+        unreadable = [image for batch in group for image in batch.unreadable]
         self.state.sums.unreadable += len(unreadable)
-        self.recorder.unreadable(unreadable, split, self.progress)
+        self.recorder.unreadable(unreadable, "train", self.progress)
+        if any(len(batch) < self.settings.batch_size for batch in group):
+            if self.processes.count == 1:  # others may have found enough, and do not come here
+                self.recorder.flush(self.processes)
+            last = unreadable[-1]
+            raise TrainingError(
+                f"{len(unreadable)} images for one step cannot be read, nor those taken in their place; the last is "
+                f"{last.name}: {last.reason}. skipped.csv in the run's folder names them; check the data"
+            )
 
     # --- Between updates: what all processes must agree on
 
@@ -317,7 +333,8 @@ class Trainer:
             self.recorder.flush(self.processes)
             raise TrainingError(
                 f"{unreadable:.0f} of {images} {kind} images cannot be read, more than max_unreadable="
-                f"{self.settings.max_unreadable}; skipped.csv in the run's folder names them"
+                f"{self.settings.max_unreadable}; skipped.csv in the run's folder names them: mend them, then go on "
+                "with --resume, or with --max-unreadable allow for more"
             )
 
     def _stop_not_finite(self) -> None:
@@ -326,18 +343,27 @@ class Trainer:
         first = min((one for one in told if one is not None), key=lambda one: one["update"])
         names = [name for one in told if one is not None and not math.isfinite(one["loss"]) for name in one["names"]]
         names = names or [name for one in told if one is not None for name in one["names"]]
-        self.recorder.not_finite(first["update"], names)
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        figures = {"loss": str(first["loss"]), "gradient_norm": str(first["norm"])}
+        self.recorder.not_finite({"update": first["update"], **figures, "images": names})
+        shown = ", ".join(names[:8])
+        shown += f" and {len(names) - 8} more, all in not_finite.json in the run's folder" if len(names) > 8 else ""
         raise TrainingError(
             f"update {first['update']} is not finite (loss {first['loss']}, gradient norm {first['norm']}); its images "
-            f"are {shown}. The last checkpoint is good: lower lr or set clip_grad, and start again from it with weights"
+            f"are {shown}; {self.recorder.way_on()}"
         )
 
     def _save(self) -> None:
         """A checkpoint; only of weights known to be finite."""
         self.finite.settle()
-        if self.processes.agree([self.finite.found is not None])[0]:
+        broken = self.state.not_finite()
+        wrong, blown = self.processes.agree([self.finite.found is not None, broken is not None])
+        if wrong:
             self._stop_not_finite()
+        if blown:  # the loss comes before the step that spoils the weights
+            found = next(name for name in self.processes.gather([broken]) if name is not None)
+            raise TrainingError(
+                f"the weights are not finite after update {self.progress.updates}: {found}; {self.recorder.way_on()}"
+            )
         files = self.state.files(self.recorder.metadata(self.network, self.metadata))
         self.recorder.checkpoint(self.progress, files, self.state.result, self.processes)
         self._saved_at = time.monotonic()
