@@ -144,7 +144,7 @@ class Trainer:
             network.compile()
         batch = self.step_images * settings.accumulate
         if processes.sharded:
-            plain = replace(settings, layer_decay=None)
+            plain = replace(settings, layer_decay=None, lr=0.01, lr_batch=None)
             check_optimizer(
                 settings.optimizer,
                 lambda small: create_optimizer(small, plain, batch),
