@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo
@@ -17,13 +18,15 @@ from torch import nn
 from openfastervit.models import (
     CheckpointError,
     FasterViT,
+    UnknownModelError,
     create_model,
     load_checkpoint,
     read_checkpoint,
     read_metadata,
 )
 from openfastervit.models.checkpoints import check_is_fastervit, convert_state_dict
-from openfastervit.models.factory import TIMM_OPTIONS, resolve_name
+from openfastervit.models.factory import TIMM_OPTIONS, is_timms, resolve_name
+from openfastervit.tasks.networks import fit_timms, input_options, timms_classifier, timms_weights
 
 _INPUT = {
     "size": "input_size",
@@ -43,7 +46,8 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"
 class Classifier(NamedTuple):
     """A network with what is needed to use it."""
 
-    model: FasterViT
+    model: nn.Module
+    """A FasterViT, or a network of timm's that was trained by us."""
     classes: tuple[str, ...]
     """Names, in the order of the logits."""
     preparation: dict[str, Any]
@@ -56,7 +60,7 @@ def load_classifier(
     """Read a classifier, on the CPU and in evaluation mode.
 
     Args:
-        path: A checkpoint in any layout.
+        path: A checkpoint in any layout; one of timm's networks in timm's.
         model: The network's name; needed where the checkpoint does not tell it.
         img_size: Side or (height, width) that images are scaled to, instead of the checkpoint's.
 
@@ -66,22 +70,30 @@ def load_classifier(
         ValueError: If the network is unknown, or not named where that is needed, or the size below 32.
     """
     weights, metadata = read_checkpoint(path), read_metadata(path)
+    size = None if img_size is None else [img_size[0], img_size[0]] if len(img_size) == 1 else list(img_size)
+    options = dict(metadata.get("overrides") or {})
+    network: nn.Module
     try:
         _check(metadata)
-        check_is_fastervit(weights)
-        network = _build(weights, _architecture(metadata, model), dict(metadata.get("overrides") or {}))
-        load_checkpoint(network, weights)
-        classes = _class_names(metadata, network.num_classes)
+        name = _architecture(metadata, model)
+        if name is not None and is_timms(name):
+            network, channels = _build_timms(weights, name, options, size), options.get("in_chans", 3)
+        else:
+            check_is_fastervit(weights)
+            network = _build(weights, name, options)
+            load_checkpoint(network, weights)
+            channels = network.in_chans
+            if size is not None:
+                network.set_input_size(size)
+        classes = _class_names(metadata, int(network.num_classes))  # type: ignore[arg-type]  # all of timm's have it
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if img_size is not None:
-        network.set_input_size(img_size[0] if len(img_size) == 1 else img_size)
-    return Classifier(
-        network.eval(), classes, _preparation(metadata, network, None if img_size is None else network.img_size)
-    )
+    return Classifier(network.eval(), classes, _preparation(metadata, network, channels, size))
 
 
-_NO_OPTIONS = frozenset({"name", "pretrained", "checkpoint", "device", "dtype", *TIMM_OPTIONS})
+_NO_OPTIONS = frozenset(
+    {"name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "device", "dtype", *TIMM_OPTIONS}
+)
 """What a file may not say of its network: where weights come from, where they go, what is wrapped around them."""
 
 
@@ -122,9 +134,14 @@ def _is_number(value: Any) -> bool:
 def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
     """The network's name, or None where its options alone define it."""
     told = metadata.get("model")
+    if told is not None:
+        try:
+            _full_name(told)
+        except UnknownModelError as error:
+            raise CheckpointError(f"its metadata asks for a network that cannot be built: {error}") from error
     if asked is not None:
-        asked = resolve_name(asked)
-        if told is not None and resolve_name(told).partition(".")[0] != asked.partition(".")[0]:
+        asked = _full_name(asked)
+        if told is not None and _full_name(told).partition(".")[0] != asked.partition(".")[0]:
             raise CheckpointError(f"this is a {told}, not a {asked}; leave the model's name out")
         return asked
     if told is None and not metadata.get("overrides"):
@@ -133,6 +150,34 @@ def _architecture(metadata: Mapping[str, Any], asked: str | None) -> str | None:
             "(`fastervit list` shows all)"
         )
     return told
+
+
+def _full_name(name: str) -> str:
+    return name if is_timms(name) else resolve_name(name)
+
+
+def _build_timms(
+    weights: Mapping[str, Any], name: str, options: dict[str, Any], size: Sequence[int] | None
+) -> nn.Module:
+    """One of timm's networks, with as many classes as the weights have, and these in it."""
+    tensors = timms_weights(weights)
+    heads = [tensors[f"{layer}.weight"] for layer in timms_classifier(name) if f"{layer}.weight" in tensors]
+    if heads:
+        options = {"num_classes": len(heads[0]), **options}
+    options |= input_options(name, size)
+
+    def build(device: str) -> nn.Module:
+        try:
+            with torch.device(device):
+                network: nn.Module = timm.create_model(name, **options)
+        except (TypeError, ValueError, RuntimeError, AssertionError, MemoryError) as error:
+            raise CheckpointError(f"its metadata asks for a network that cannot be built: {error}") from error
+        return network
+
+    fitting = fit_timms(build("meta"), tensors)  # without memory first, as below
+    network = build("cpu")
+    network.load_state_dict(fitting)
+    return network
 
 
 def _build(weights: Mapping[str, Any], name: str | None, options: dict[str, Any]) -> FasterViT:
@@ -172,16 +217,18 @@ def _class_names(metadata: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(count))
 
 
-def _preparation(metadata: Mapping[str, Any], network: FasterViT, img_size: tuple[int, int] | None) -> dict[str, Any]:
+def _preparation(
+    metadata: Mapping[str, Any], network: nn.Module, channels: int, img_size: Sequence[int] | None
+) -> dict[str, Any]:
     """How images are prepared: as the metadata tells, else as the released network's, at ``img_size`` if given."""
     told = metadata.get("input") or {}
     preparation: dict[str, Any] = resolve_model_data_config(network)
     preparation |= {theirs: told[ours] for ours, theirs in _INPUT.items() if told.get(ours) is not None}
     height, width = img_size or preparation["input_size"][1:]
-    preparation["input_size"] = (network.in_chans, height, width)
+    preparation["input_size"] = (channels, height, width)
     for key in ("mean", "std"):
         values = preparation[key]
-        if len(values) != network.in_chans:  # colour statistics for a network that takes grayscale
-            values = [sum(values) / len(values)] * network.in_chans
+        if len(values) != channels:  # colour statistics for a network that takes grayscale
+            values = [sum(values) / len(values)] * channels
         preparation[key] = tuple(values)
     return preparation

@@ -96,8 +96,9 @@ class Predictor:
         """
         where = find_device(device)
         network, classes, preparation = load_classifier(path, model, img_size)
-        if network.in_chans not in _MODES:
-            raise ValueError(f"{path}: the network takes {network.in_chans} channels; images have 3, or 1 in grayscale")
+        channels = preparation["input_size"][0]
+        if channels not in _MODES:
+            raise ValueError(f"{path}: the network takes {channels} channels; images have 3, or 1 in grayscale")
         return cls(
             network,
             classes,

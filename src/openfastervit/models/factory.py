@@ -61,6 +61,21 @@ def resolve_name(name: str) -> str:
     return f"{base}{dot}{tag}"
 
 
+def is_timms(name: str) -> bool:
+    """Whether a network is one of timm's own.
+
+    Raises:
+        UnknownModelError: If neither we nor timm know it, with the nearest names of ours.
+    """
+    try:
+        resolve_name(name)
+    except UnknownModelError:
+        if timm.is_model(name.partition(".")[0]):
+            return True
+        raise
+    return False
+
+
 def _check_options(overrides: Sequence[str]) -> None:
     allowed = [*inspect.signature(FasterViT).parameters, *TIMM_OPTIONS]
     for option in overrides:

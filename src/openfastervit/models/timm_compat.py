@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from timm.layers import ClassifierHead, SelectAdaptivePool2d, register_notrace_function, register_notrace_module
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model_in_modules, register_model
 from timm.models._features import feature_take_indices
 from timm.models._registry import register_model_deprecations
 from torch import Tensor, nn
@@ -46,11 +46,12 @@ def record_input_size(model: nn.Module, img_size: tuple[int, int], window_sizes:
 def construction(model: nn.Module) -> dict[str, Any]:
     """What it takes to create a network again and to feed it: ``model``, ``overrides``, ``input``.
 
-    Empty for a network that no name created, and with a timm that does not record options.
+    Empty for a network that is not of this family, for one that no name created, and with a timm that does not record
+    options.
     """
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     options = getattr(model, "_model_args", None)
-    if not name or options is None:
+    if not name or options is None or not is_model_in_modules(name, ["fastervit"]):
         return {}
     kept = {key: value for key, value in options.items() if key not in ("drop_rate", "drop_path_rate")}
     network: Any = model

@@ -16,9 +16,9 @@ from openfastervit.data.images import ImageMode
 from openfastervit.data.loader import LabelledImages, Sample
 from openfastervit.data.sources import open_train_val
 from openfastervit.data.transforms import create_training_transform
-from openfastervit.models import FasterViT, UnknownModelError, create_model
-from openfastervit.models.factory import resolve_name
+from openfastervit.models.factory import is_timms, resolve_name
 from openfastervit.tasks.metrics import ClassificationMetrics
+from openfastervit.tasks.networks import first_network, input_options
 from openfastervit.tasks.task import Batch
 
 
@@ -226,7 +226,7 @@ class Classification:
 
     def build(self) -> nn.Module:
         """The network with its first weights, on the CPU."""
-        model: Any = build_network(self.settings, len(self.classes))
+        model: Any = build_network(self.settings, len(self.classes), self.classes)
         if self.settings.gradient_checkpointing:
             model.set_grad_checkpointing(True)
         assert isinstance(model, nn.Module)
@@ -234,15 +234,7 @@ class Classification:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images ``(B, C, H, W)`` and labels ``(B,)`` of those that could be read."""
-        read = [sample for sample in samples if sample.image is not None]
-        channels, height, width = self.preparation["input_size"]
-        images = torch.stack([sample.image for sample in read]) if read else torch.empty(0, channels, height, width)
-        return Batch(
-            images,
-            torch.tensor([sample.label for sample in read], dtype=torch.long),
-            [sample.name for sample in read],
-            [failure for sample in samples for failure in sample.unreadable],
-        )
+        return collate(samples, self.preparation["input_size"])
 
     def augment(self, batch: Batch) -> Batch:
         """Mixup and CutMix: the images become mixtures, the labels ``(B, K)`` probabilities."""
@@ -295,15 +287,43 @@ class Classification:
             "task": self.name,
             "classes": list(self.classes),
             "input": {"size": list(told["input_size"]), **_plain(prepared)},
+            **self._construction(),
         }
+
+    def _construction(self) -> dict[str, Any]:
+        """How to build one of timm's networks again; ours tell it themselves (``metadata_text``)."""
+        settings = self.settings
+        if not is_timms(settings.model):
+            return {}
+        size = None if settings.img_size is None else _square(settings.img_size)
+        options = {
+            **_plain(input_options(settings.model, size)),
+            **settings.model_options,
+            "num_classes": len(self.classes),
+            "in_chans": settings.in_chans,
+        }
+        return {"model": settings.model, "overrides": options}
+
+
+def collate(samples: Sequence[Sample], input_size: Sequence[int]) -> Batch:
+    """A batch of the samples that could be read: images ``(B, *input_size)`` and labels ``(B,)``."""
+    read = [sample for sample in samples if sample.image is not None]
+    return Batch(
+        torch.stack([sample.image for sample in read]) if read else torch.empty(0, *input_size),
+        torch.tensor([sample.label for sample in read], dtype=torch.long),
+        [sample.name for sample in read],
+        [failure for sample in samples for failure in sample.unreadable],
+    )
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def build_network(settings: ClassificationSettings, num_classes: int) -> nn.Module:
-    """The network that settings ask for.
+def build_network(
+    settings: ClassificationSettings, num_classes: int, classes: Sequence[str] | None = None
+) -> nn.Module:
+    """The network that settings ask for, and the names of whose classes tell whether a classifier is kept.
 
     Raises:
         UnknownModelError: If neither we nor timm know its name.
@@ -317,33 +337,18 @@ def build_network(settings: ClassificationSettings, num_classes: int) -> nn.Modu
         "drop_rate": settings.dropout,
         **settings.model_options,
     }
-    name = settings.model
     try:
-        if not _is_timms(name):
-            model = create_model(name, settings.pretrained, settings.weights, **options)
-            assert isinstance(model, FasterViT)
-            if settings.img_size is not None:
-                model.set_input_size(_square(settings.img_size), settings.windows)
-            return model
-        other: nn.Module = timm.create_model(
-            name, pretrained=settings.pretrained, checkpoint_path=settings.weights or "", **options
+        return first_network(
+            settings.model,
+            options,
+            pretrained=settings.pretrained,
+            weights=settings.weights,
+            img_size=None if settings.img_size is None else _square(settings.img_size),
+            windows=settings.windows,
+            classes=classes,
         )
-        if settings.img_size is not None and hasattr(other, "set_input_size"):
-            other.set_input_size(img_size=tuple(_square(settings.img_size)))  # type: ignore[operator]
     except TypeError as error:
         raise ValueError(f"model_options={settings.model_options}: {error}") from error
-    return other
-
-
-def _is_timms(name: str) -> bool:
-    """Whether a network is one of timm's own; unknown names are reported by us, with the nearest of ours."""
-    try:
-        resolve_name(name)
-    except UnknownModelError:
-        if timm.is_model(name):
-            return True
-        raise
-    return False
 
 
 def _square(size: Sequence[int]) -> list[int]:
@@ -352,7 +357,7 @@ def _square(size: Sequence[int]) -> list[int]:
 
 def preparation(settings: ClassificationSettings) -> dict[str, Any]:
     """How images are prepared for evaluation: arguments of ``timm.data.create_transform``."""
-    name = settings.model if _is_timms(settings.model) else resolve_name(settings.model)
+    name = settings.model if is_timms(settings.model) else resolve_name(settings.model)
     released = timm.get_pretrained_cfg(name)
     config: dict[str, Any] = resolve_data_config(pretrained_cfg=released.to_dict() if released else {})
     given = {
