@@ -263,7 +263,7 @@ def make_recipe(settings: Mapping[str, Any], kind: type[Recipe]) -> Recipe:
         parsed = parser.parse_object(dict(settings), defaults=True)
     except ArgumentError as error:
         raise ValueError(_plain_message(str(error))) from error
-    recipe = kind(**parser.instantiate_classes(parsed).as_dict())
+    recipe = kind(**parser.instantiate(parsed).as_dict())
     recipe.check()
     return recipe
 
