@@ -41,7 +41,7 @@ def tiny_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's own path, with networks and batches of a size for tests."""
     networks = {
         "fastervit": StudyNetwork("fastervit", "fastervit_0", TINY),
-        "resnet": StudyNetwork("resnet", "resnet18", {"drop_path_rate": 0.0}),
+        "resnet": StudyNetwork("resnet", "resnet18", {"channels": [8, 8, 8, 8], "drop_path_rate": 0.0}),
     }
     smoke = imagenette.SCALES["smoke"]
     settings = {**smoke.settings, "img_size": [64], "batch_size": 16, "workers": 0}
