@@ -18,6 +18,7 @@ import jsonargparse
 
 from openfastervit_cli import parser as parsing
 from openfastervit_cli.demo import demo
+from openfastervit_cli.evaluate import evaluate
 from openfastervit_cli.models import info, list_models
 from openfastervit_cli.parser import Parser, debugging, one_line, report_error
 from openfastervit_cli.predict import predict
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "predict": predict,
     "train": train,
     "finetune": finetune,
+    "evaluate": evaluate,
 }
 """Each function returns the exit code. A dict is a group: ``{"detect": {"_help": "...", "train": train_detector}}``."""
 
