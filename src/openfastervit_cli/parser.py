@@ -23,7 +23,7 @@ DEBUG = "FASTERVIT_DEBUG"
 """Environment variable: where it is set, errors keep their traceback."""
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
-_EXPECTED = {"int": "a whole number", "float": "a number"}
+_EXPECTED = {"int": "a whole number", "float": "a number", "dict": "names and values, as '{dim: 64}'"}
 
 
 def debugging() -> bool:
@@ -56,11 +56,22 @@ def settings_from(where: str) -> Callable[[Callable[..., int]], Callable[..., in
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that stand on the command line."""
-    words = [word for word in command_line if word.startswith("--")]
-    names = {word[2:].partition("=")[0].partition(".")[0].replace("-", "_") for word in words}
-    names |= {name.removeprefix("no_") for name in names}
-    return {name: value for name, value in values.items() if name in names}
+    """Those of the options that stand on the command line; of ``--model-options.dim 8`` the entry "model_options.dim".
+
+    No value begins with two dashes unless it follows a "=": the parser would take it for an option.
+    """
+    found: dict[str, Any] = {}
+    for word in command_line:
+        if not word.startswith("--"):
+            continue
+        option, _, key = word[2:].partition("=")[0].partition(".")
+        name = option.replace("-", "_")
+        name = name if name in values else name.removeprefix("no_")
+        if name in values and not key:
+            found[name] = values[name]
+        elif name in values and isinstance(values[name], Mapping) and key in values[name]:
+            found[f"{name}.{key}"] = values[name][key]
+    return found
 
 
 command_line: list[str] = []
@@ -119,8 +130,11 @@ class Parser(jsonargparse.ArgumentParser):
         """As jsonargparse's, with dashes for underscores (both are understood) and ``list[int]`` as several values."""
         plain = _plain(getattr(kwargs.get("action"), "_typehint", kwargs.get("type")))
         if plain:
-            kwargs.pop("action", None)
+            hint = getattr(kwargs.pop("action", None), "_typehint", kwargs.get("type"))
             kwargs.update(plain)
+            may_be_none = types.NoneType in typing.get_args(hint) and "nargs" not in plain
+            if self._has_settings and may_be_none and kwargs.get("type") in _OR_NONE:
+                kwargs["type"] = _OR_NONE[kwargs["type"]]
             args = tuple(name for name in args if not name.endswith("+"))
         name = str(args[0])
         if name.removeprefix("--") in self._optional_positionals:
@@ -146,6 +160,9 @@ class Parser(jsonargparse.ArgumentParser):
             action = self._option_string_actions.pop(name, None)
             if action is not None:
                 self._remove_action(action)
+                for group in self._action_groups:
+                    if action in group._group_actions:
+                        group._group_actions.remove(action)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report wrong usage on one line, with what was probably meant, and exit with code 2."""
@@ -177,6 +194,19 @@ class _Formatter(jsonargparse.DefaultHelpFormatter):
         if isinstance(action, argparse._SubParsersAction):  # the commands alone, without a line above them
             return "".join(self._format_action(command) for command in action._get_subactions())
         return super()._format_action(action)
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    """A type of argparse that also takes "none": it overrides what a recipe sets."""
+
+    def parse(value: Any) -> Any:  # text, and then again what it was parsed to
+        return None if value is None or str(value).lower() in ("none", "null") else kind(value)
+
+    parse.__name__ = _EXPECTED.get(kind.__name__, "text")
+    return parse
+
+
+_OR_NONE = {kind: _or_none(kind) for kind in (int, float, str)}
 
 
 def _plain(hint: Any) -> dict[str, Any]:
@@ -216,6 +246,8 @@ def _reworded(message: str, parser: argparse.ArgumentParser) -> str:
         message = f"a command is missing: {missing[1].replace(',', ', ')}"
     elif wrong := re.fullmatch(r'Parser key "(.+?)".*: Expected a <class \'(\w+)\'>\. Got value: (.*)', message):
         message = f"{_shown(parser, wrong[1])} must be {_EXPECTED.get(wrong[2], wrong[2])}, not {wrong[3]!r}"
+    elif wrong := re.fullmatch(r"argument ([^\s/]+)\S*: invalid (a .+|text) value: '(.*)'", message):
+        message = f"{wrong[1]} must be {wrong[2]} or none, not {wrong[3]!r}"
     message = re.sub(r'Parser key "(\w+)"', lambda key: _shown(parser, key[1]), message)
     return message if message.endswith("?") else f"{message}; see `{parser.prog} --help`"
 

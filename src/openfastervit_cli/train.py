@@ -68,10 +68,7 @@ def finetune(
     """
     from openfastervit.training.recipe import FinetuneRecipe
 
-    asked = given(settings)
-    if "weights" in asked:
-        asked.setdefault("pretrained", False)
-    return _train(FinetuneRecipe, recipe, out, resume, print_config, asked)
+    return _train(FinetuneRecipe, recipe, out, resume, print_config, given(settings))
 
 
 def _train(
@@ -83,8 +80,8 @@ def _train(
     settings: dict[str, Any],
 ) -> int:
     from openfastervit.training.recipe import make_recipe, read_recipe
+    from openfastervit.training.run import read_recipe_text, start
     from openfastervit.training.run import resume as resume_run
-    from openfastervit.training.run import start
 
     command = ["fastervit", *command_line]
     if resume is not None:
@@ -94,7 +91,7 @@ def _train(
                     f"{option} and --resume contradict each other: a resumed run has its own; leave it out"
                 )
         if print_config:
-            print((resume / "recipe.yaml").read_text(encoding="utf-8"), end="")
+            print(read_recipe_text(resume), end="")
             return 0
         return _told(lambda: resume_run(resume, command, **settings), resume)
     chosen = make_recipe(settings, kind) if file is None else read_recipe(file, kind, **settings)

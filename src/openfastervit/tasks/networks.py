@@ -1,5 +1,6 @@
 """A classification network by name, ours or timm's, with its first weights."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -165,7 +166,8 @@ def _keeps_classifier(weights: str, held: Tensor | None, count: int, classes: Se
         why = "its classifier is for other classes, or in another order"
     else:
         return True
-    warnings.warn(f"{weights}: {why}; a new classifier of {count} classes is started", stacklevel=4)
+    if os.environ.get("RANK", "0") == "0":  # of processes that torchrun or accelerate started, one speaks
+        warnings.warn(f"{weights}: {why}; a new classifier of {count} classes is started", stacklevel=4)
     return False
 
 

@@ -8,10 +8,12 @@ import dataclasses
 import difflib
 import math
 import os
+import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -180,8 +182,19 @@ class ClassificationRecipe(ClassificationSettings, LoopSettings):
         self.check_loop()
         if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
             raise ValueError(f"batch_size={self.batch_size}: mixup and CutMix pair images; take an even number")
+        if self.windows == "fit" and self.img_size is None:
+            raise ValueError("windows=fit chooses windows for another size of images; give img_size too")
         if self.freeze_backbone and self.layer_decay is not None:
             raise ValueError("layer_decay has no layers to act on where freeze_backbone leaves the classifier alone")
+
+    @classmethod
+    def implied(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults that follow from settings that are given, by name."""
+        return {}
+
+    def for_data(self, images: int, processes: int) -> Self:
+        """The recipe for so many training images and processes."""
+        return self
 
     def to_yaml(self) -> str:
         """All settings, those with their defaults too."""
@@ -211,6 +224,28 @@ class FinetuneRecipe(ClassificationRecipe):
     ema_warmup: bool = True
     channels_last: bool = True
 
+    @classmethod
+    def implied(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Given weights are not downloaded; a frozen backbone has no rates by layer; a short run warms up shortly."""
+        found: dict[str, Any] = {}
+        if settings.get("weights") is not None:
+            found["pretrained"] = False
+        if settings.get("freeze_backbone") is True:
+            found["layer_decay"] = None
+        epochs = settings.get("epochs")
+        if isinstance(epochs, int) and epochs < cls.epochs:
+            found["warmup_epochs"] = epochs * cls.warmup_epochs / cls.epochs
+        return found
+
+    def for_data(self, images: int, processes: int) -> Self:
+        """With a smaller batch where the images do not fill one."""
+        fits = images // (processes * self.accumulate)
+        if self.mixup > 0 or self.cutmix > 0:
+            fits -= fits % 2
+        if fits >= self.batch_size or fits < 1:
+            return self
+        return dataclasses.replace(self, batch_size=fits)
+
 
 Recipe = TypeVar("Recipe", bound=ClassificationRecipe)
 
@@ -221,7 +256,7 @@ def read_recipe(path: str | os.PathLike[str], kind: type[Recipe], **settings: An
     Args:
         path: A YAML file: the names and values of settings.
         kind: The recipe's class.
-        **settings: Settings in place of the file's.
+        **settings: Settings in place of the file's; a name such as "model_options.dim" changes one entry.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -235,39 +270,85 @@ def read_recipe(path: str | os.PathLike[str], kind: type[Recipe], **settings: An
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds no settings; a recipe is a YAML file of `name: value` lines")
+        text = f"{path} holds no settings; a recipe is a YAML file of `name: value` lines"
+        raise ValueError(text)  # noqa: TRY004  # of the file, whoever reads it
     try:
-        return make_recipe({**found, **settings}, kind)
+        return make_recipe(_merged(found, settings), kind)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def make_recipe(settings: Mapping[str, Any], kind: type[Recipe]) -> Recipe:
-    """A recipe from settings by name; what is not named has its default.
+    """A recipe from settings by name; what is not named has its default, which may follow from what is.
+
+    Args:
+        settings: Names and values; a name such as "model_options.dim" sets one entry.
+        kind: The recipe's class.
 
     Raises:
         ValueError: If a setting is unknown, of a wrong type, out of range, or contradicts another.
     """
-    settings = dict(settings)
+    settings = _merged({}, settings)
     if (task := settings.pop("task", kind.task)) != kind.task:
         raise ValueError(f"task={task!r}: this is a recipe for another task than {kind.task}")
+    hints = typing.get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]
     for name in settings:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; `fastervit train --help` shows all"
             raise ValueError(f"unknown setting {name!r}{hint}")
+    for name, value in settings.items():
+        if value is None and not _is_optional(hints[name]):
+            raise ValueError(_wrong_type(name, value, hints[name]))
+        if _is_list(hints[name]) and isinstance(value, int | float) and not isinstance(value, bool):
+            settings[name] = [value]  # img_size: 128
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, nested_key=None)
     try:
-        parsed = parser.parse_object(dict(settings), defaults=True)
+        parsed = parser.parse_object({**kind.implied(settings), **settings}, defaults=True)
     except ArgumentError as error:
-        raise ValueError(_plain_message(str(error))) from error
-    recipe = kind(**parser.instantiate(parsed).as_dict())
+        message = " ".join(str(error).split())
+        found = re.match(r'Parser key "(\w+)', message)
+        if found is None or found[1] not in settings:
+            raise ValueError(message) from error
+        raise ValueError(_wrong_type(found[1], settings[found[1]], hints[found[1]])) from error
+    recipe = kind(**parser.instantiate_classes(parsed).as_dict())
     recipe.check()
     return recipe
 
 
-def _plain_message(message: str) -> str:
-    """The message on one line."""
-    return " ".join(message.split())
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes; one named "model_options.dim" changes an entry and leaves the others."""
+    merged = dict(settings)
+    for name, value in changes.items():
+        outer, dot, key = name.partition(".")
+        if dot:
+            before = merged.get(outer)
+            merged[outer] = {**(before if isinstance(before, Mapping) else {}), key: value}
+        else:
+            merged[name] = value
+    return merged
+
+
+def _is_list(hint: Any) -> bool:
+    return any(typing.get_origin(kind) is list for kind in (hint, *typing.get_args(hint)))
+
+
+def _wrong_type(name: str, value: Any, hint: Any) -> str:
+    """An error that says in plain words what a setting may be."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_optional(hint) else [hint]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    told = []
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            told.append("one of " + ", ".join(map(str, typing.get_args(kind))))
+        elif typing.get_origin(kind) is list:
+            told.append("a list of " + ("whole numbers" if typing.get_args(kind)[0] is int else "numbers"))
+        else:
+            told.append(words.get(kind, "names and values"))
+    return f"{name}={value!r} must be {' or '.join(told)}{', or null' if _is_optional(hint) else ''}"
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)

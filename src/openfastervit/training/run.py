@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,10 @@ def start(recipe: ClassificationRecipe, out: str | os.PathLike[str], command: Se
     recipe.check()
     processes = Processes(recipe)
     task = TASKS[recipe.task](recipe, seed=recipe.seed)
+    asked, recipe = recipe.batch_size, recipe.for_data(len(task.training_images), processes.count)
+    if processes.is_main and recipe.batch_size != asked:
+        images = len(task.training_images)
+        warnings.warn(f"batch_size {asked} is lowered to {recipe.batch_size}, for {images} images", stacklevel=2)
     folder = _on_first(processes, lambda: RunFolder.create(out, recipe.to_yaml(), seed=recipe.seed, command=command))
     try:
         try:
