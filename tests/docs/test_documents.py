@@ -12,18 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.docs.reader import blocks, commands, shortened, write_photos
 
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BIN = Path(sys.executable).parent
-
-
-def blocks(document: Path, language: str) -> list[str]:
-    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", document.read_text())
-
-
-def commands(document: Path) -> list[str]:
-    lines = [line.split(" #")[0].strip() for block in blocks(document, "sh") for line in block.splitlines()]
-    return [line for line in lines if line]
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -58,6 +50,7 @@ def test_readme_commands(demo: Path) -> None:
     seen = commands(REPOSITORY / "README.md")
     assert "make demo" in seen
     assert "make test" in seen
+    write_photos(demo / "photos")
     for command in seen:
         if command == "make demo":
             continue  # the fixture ran it
@@ -68,7 +61,7 @@ def test_readme_commands(demo: Path) -> None:
             )
             done = shell(dry, REPOSITORY)
         else:
-            done = shell(command, demo)
+            done = shell(shortened(command), demo)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert (demo / "demo-report" / "scores.csv").is_file()
 
@@ -76,6 +69,7 @@ def test_readme_commands(demo: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos")
     for block in blocks(document, "python"):
         exec(compile(block, str(document), "exec"), {})
 
