@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +13,15 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from openfastervit.training.recipe import LoopSettings
@@ -173,7 +180,14 @@ def load_full_state(
 ) -> None:
     """Load what ``full_state`` gave on the first process into all of them, however many there are now."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=processes.count > 1)
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=optimizer_state, options=options)
+    set_model_state_dict(model, weights, options=options)
+    # Parameters that took no part in any step have no state: a network may leave some unused at small image sizes.
+    set_optimizer_state_dict(model, optimizer, optimizer_state, options=replace(options, strict=False))
+    stepped = processes.broadcast(list(optimizer_state.get("state", {})))
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    for name, parameter in plain.named_parameters():
+        if name not in stepped:
+            optimizer.state.pop(parameter, None)  # torch has made one
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -63,6 +63,8 @@ class Progress:
     """Batches of the present epoch that are done, on each process."""
     updates: int = 0
     """Of the weights, in all."""
+    rate: float = 0.0
+    """The learning rate of the last one."""
     skipped: int = 0
     """Updates left out because gradients overflowed (fp16)."""
     skipped_in_a_row: int = 0

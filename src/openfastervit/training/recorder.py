@@ -48,7 +48,6 @@ class Recorder:
         self._unreadable: list[tuple[Literal["train", "val"], int, int, str, str]] = []
         self._trackers: Sequence[Any] = ()
         self._first_update = 0
-        self._rate = 0.0
         self._told_images = 0.0
         self._told_at = time.perf_counter()
         self._shown_at = 0.0
@@ -88,11 +87,8 @@ class Recorder:
 
     # --- Within an epoch
 
-    def update(
-        self, progress: Progress, batches: int, sums: Sums, losses: Mapping[str, Tensor], norm: Tensor, rate: float
-    ) -> None:
+    def update(self, progress: Progress, batches: int, sums: Sums, losses: Mapping[str, Tensor], norm: Tensor) -> None:
         """Tell of an update, now and then."""
-        self._rate = rate
         every = self.settings.log_every
         if self.folder is None or (progress.updates % every and not self.console.is_terminal):
             return
@@ -104,13 +100,13 @@ class Recorder:
             images = max(0.0, sums.images - self._told_images) * self.processes.count
             speed = images / (now - self._told_at)
             waits = sums.data_seconds / sums.seconds if sums.seconds else 0.0
-            detail = f"loss {loss:.3f}  lr {rate:.2e}  {speed:.0f} images/s  data wait {waits:.1%}"
+            detail = f"loss {loss:.3f}  lr {progress.rate:.2e}  {speed:.0f} images/s  data wait {waits:.1%}"
             what = f"epoch {progress.epoch + 1}/{self.settings.total_epochs}"
             done = min(progress.batch + self.settings.accumulate, batches)
             self.console.step(what, done, batches, detail, line=line)
             if line:
                 values = {f"train/{name}": float(value) for name, value in losses.items()}
-                values |= {"train/grad_norm": float(norm), "train/lr": rate, "train/images_per_second": speed}
+                values |= {"train/grad_norm": float(norm), "train/lr": progress.rate, "train/images_per_second": speed}
                 self._track(values, progress.updates)
                 self._told_at, self._told_images = now, sums.images
 
@@ -202,7 +198,7 @@ class Recorder:
             "step": progress.updates,
             **{f"train_{name}": value / max(total.updates, 1) for name, value in total.losses.items()},
             **{f"val_{name}": value for name, value in metrics.items()},
-            "lr": self._rate,
+            "lr": progress.rate,
             "images_per_second": round(total.images / seconds, 1),
             "data_wait": round(total.data_seconds / seconds, 4),
             "seconds": round(total.seconds, 2),

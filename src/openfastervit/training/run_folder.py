@@ -122,11 +122,11 @@ class RunFolder:
 
     def discard(self) -> None:
         """Take back ``create``, of a run that could not begin: nothing is left of it."""
-        for name in (_RECIPE, _ENVIRONMENT):
+        for name in (_RECIPE, _ENVIRONMENT, self._lock.path.name):
             (self.path / name).unlink(missing_ok=True)
-        self.close()
         with contextlib.suppress(OSError):  # somebody else's hidden files are in it
             self.path.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Let other processes have the folder."""

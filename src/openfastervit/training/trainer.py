@@ -230,7 +230,7 @@ class Trainer:
         """One update of the weights, from one batch or several."""
         settings, progress, accelerator = self.settings, self.progress, self.processes.accelerator
         seed_everything("update", settings.seed, progress.updates, self.processes.rank)
-        rate = self.schedule.set(progress.updates)
+        progress.rate = self.schedule.set(progress.updates)
         losses: dict[str, Tensor] = {}
         names: list[str] = []
         self._note_unreadable(group)
@@ -261,7 +261,7 @@ class Trainer:
                 self.state.average.update(self.network, progress.updates)
         sums = self.state.sums
         sums.images += sum(len(batch) for batch in group)
-        self.recorder.update(progress, self.order.batches, self.state.sums, losses, norm, rate)
+        self.recorder.update(progress, self.order.batches, self.state.sums, losses, norm)
 
     def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """Gradients of a batch's losses, which count for ``share`` of the update. Returns these shares, with names."""
