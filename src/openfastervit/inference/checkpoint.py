@@ -84,7 +84,7 @@ def load_classifier(
             load_checkpoint(network, weights)
             channels = network.in_chans
             if size is not None:
-                network.set_input_size(size)
+                network.set_input_size(size[0] if len(img_size or ()) == 1 else size)
         classes = _class_names(metadata, int(network.num_classes))  # type: ignore[arg-type]  # all of timm's have it
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -135,15 +135,15 @@ def _timms(
         return model
     found = read_checkpoint(weights)
     layers = timms_classifier(name)
-    skip: list[str] = []
-    for layer in layers:
-        held = timms_weights(found).get(f"{layer}.weight")
-        if not _keeps_classifier(weights, held, options["num_classes"], classes):
-            skip += [f"{layer}.weight", f"{layer}.bias"]
+    outer = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     try:
-        model.load_state_dict(fit_timms(model, found, skip=skip), strict=False)
+        fitting = fit_timms(model, found, skip=outer)
+        held = [timms_weights(found).get(f"{layer}.weight") for layer in layers]
+        if all(_keeps_classifier(weights, tensor, options["num_classes"], classes) for tensor in held):
+            fitting = fit_timms(model, found)
     except CheckpointError as error:
         raise CheckpointError(f"{weights}: {error}") from error
+    model.load_state_dict(fitting, strict=False)
     return model
 
 

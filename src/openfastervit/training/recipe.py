@@ -313,7 +313,7 @@ def make_recipe(settings: Mapping[str, Any], kind: type[Recipe]) -> Recipe:
         if found is None or found[1] not in settings:
             raise ValueError(message) from error
         raise ValueError(_wrong_type(found[1], settings[found[1]], hints[found[1]])) from error
-    recipe = kind(**parser.instantiate_classes(parsed).as_dict())
+    recipe = kind(**parser.instantiate(parsed).as_dict())
     recipe.check()
     return recipe
 
