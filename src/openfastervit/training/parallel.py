@@ -1,7 +1,10 @@
 """One process or many: who they are, what they tell each other, what is saved of a network spread over them."""
 
+import atexit
 import contextlib
+import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -73,11 +76,14 @@ class Processes:
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
         self.sharded = sharded and self.count > 1
-        # Flags travel over CPUs, so that agreeing on them does not wait for the GPU.
         self._control = _control_group() if self.count > 1 else None
 
     def copies(self, model: nn.Module) -> nn.Module:
         """The network as one of several equal copies that add up their gradients (DDP)."""
+        # torch would call it forward_sync_buffers, which Accelerate does not know; and a stride of an axis of length 1,
+        # which means nothing, is found to be another one.
+        for message in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view strides"):
+            warnings.filterwarnings("ignore", message=message)
         wrapped = self.accelerator.prepare_model(model)
         assert isinstance(wrapped, nn.Module)
         return wrapped
@@ -158,7 +164,11 @@ def _without(variable: str) -> Iterator[None]:
             os.environ[variable] = value
 
 
+@functools.cache
 def _control_group() -> dist.ProcessGroup:
+    """A group over CPUs, so that agreeing on flags does not wait for the GPU."""
+    # A process that ends while its groups' threads run may crash or hang, after all is done.
+    atexit.register(dist.destroy_process_group)
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
