@@ -32,6 +32,8 @@ class ClassificationSettings:
     Face data set; or hfds/NAME, wds/PATTERN, torch/NAME."""
     data_root: str | None = None
     """Where hfds/ and torch/ data sets are kept."""
+    download: bool = False
+    """Fetch a torch/ data set that is not there yet."""
     train_split: str = "train"
     """The split to learn from."""
     val_split: str = "val"
@@ -185,6 +187,7 @@ class Classification:
             val_split=settings.val_split,
             seed=seed,
             mode=mode,
+            download=settings.download,
         )
         self.classes = tuple(training.classes)
         if len(self.classes) < 2:

@@ -1,6 +1,7 @@
 """A training run from start to end: the folder, the processes, the task, the loop."""
 
 import filecmp
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def start(recipe: ClassificationRecipe, out: str | os.PathLike[str], command: Se
     """
     recipe.check()
     processes = Processes(recipe)
-    task = TASKS[recipe.task](recipe, seed=recipe.seed)
+    task = _task(recipe, processes)
     asked, recipe = recipe.batch_size, recipe.for_data(len(task.training_images), processes.count)
     if processes.is_main and recipe.batch_size != asked:
         images = len(task.training_images)
@@ -101,7 +102,7 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
     if done is not None:
         Console(processes.is_main).say(f"{path} is done already: all {done.epoch} epochs; nothing was changed")
         return Outcome({}, done.best)
-    task = TASKS[recipe.task](recipe, seed=recipe.seed)
+    task = _task(recipe, processes)
     folder = _on_first(processes, lambda: RunFolder.resume(path, command=command))
     try:
         newest = None if folder is None else folder.newest()
@@ -116,6 +117,13 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
     finally:
         if folder is not None:
             folder.close()
+
+
+def _task(recipe: ClassificationRecipe, processes: Processes) -> Classification:
+    """The task, its data sets opened; where they are to be downloaded, by one process of each machine first."""
+    first = processes.accelerator.local_main_process_first() if recipe.download else contextlib.nullcontext()
+    with first:
+        return TASKS[recipe.task](recipe, seed=recipe.seed)
 
 
 def read_recipe_text(path: str | os.PathLike[str]) -> str:
