@@ -71,10 +71,10 @@ def load_classifier(
     """
     weights, metadata = read_checkpoint(path), read_metadata(path)
     size = None if img_size is None else [img_size[0], img_size[0]] if len(img_size) == 1 else list(img_size)
-    options = dict(metadata.get("overrides") or {})
     network: nn.Module
     try:
         _check(metadata)
+        options = dict(metadata.get("overrides") or {})
         name = _architecture(metadata, model)
         if name is not None and is_timms(name):
             network, channels = _build_timms(weights, name, options, size), options.get("in_chans", 3)
