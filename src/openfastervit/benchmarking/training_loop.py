@@ -73,7 +73,7 @@ def measure(
             trainer._update(kept)
         for number in range(1, ROUNDS + 1):
             tell(f"round {number} of {ROUNDS}")
-            steps.append(images * updates / _timed(lambda: [trainer._update(kept) for _ in range(updates)], processes))
+            steps.append(images * updates / _timed(lambda: _steps(trainer, kept, updates), processes))
             loaders.append(_loader_rate(trainer, updates * recipe.accumulate, recipe.batch_size))
             _group(batches, recipe.accumulate)  # fills the queues again, as they are in the middle of an epoch
             waited = 0.0
@@ -104,6 +104,11 @@ def measure(
 
 def _group(batches: Iterator[Batch], count: int) -> list[Batch]:
     return [next(batches) for _ in range(count)]
+
+
+def _steps(trainer: Trainer, group: list[Batch], updates: int) -> None:
+    for _ in range(updates):
+        trainer._update(group)
 
 
 def _loader_rate(trainer: Trainer, batches: int, batch_size: int) -> float:

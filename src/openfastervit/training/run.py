@@ -1,7 +1,7 @@
 """A training run from start to end: the folder, the processes, the task, the loop."""
 
-import filecmp
 import contextlib
+import filecmp
 import os
 import warnings
 from collections.abc import Callable, Sequence
