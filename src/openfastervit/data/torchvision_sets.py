@@ -139,7 +139,7 @@ class TorchvisionSet:
         except ImportError as error:
             raise ValueError(f"{self.where} needs the package {error.name}; pip install {error.name}") from error
         except (RuntimeError, OSError) as error:
-            mend = "check the network" if self.download else "fetch it by download=True (--download), or give another root"
+            mend = "check the network" if self.download else "fetch it by download=True (--download)"
             raise FileNotFoundError(f"{self.where} is not to be had in {self.root} ({_line(error)}); {mend}") from error
         except Exception as error:  # what its own readers raise on damaged files
             raise ValueError(f"{self.where} in {self.root} is damaged ({_line(error)}); fetch it again") from error
