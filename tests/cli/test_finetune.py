@@ -176,7 +176,10 @@ def test_a_frozen_backbone(fastervit: Run, data: Path, tmp_path: Path):
 
 def test_defaults_follow_from_what_is_asked():
     assert make_recipe({"weights": __file__}, FinetuneRecipe).pretrained is False
-    assert make_recipe({"freeze_backbone": True}, FinetuneRecipe).layer_decay is None
+    frozen = make_recipe({"freeze_backbone": True}, FinetuneRecipe)
+    assert frozen.layer_decay is None
+    assert frozen.lr > make_recipe({}, FinetuneRecipe).lr
+    assert make_recipe({"freeze_backbone": True, "lr": 1e-3}, FinetuneRecipe).lr == 1e-3
     assert make_recipe({"epochs": 10}, FinetuneRecipe).warmup_epochs == pytest.approx(1)
     assert make_recipe({"epochs": 100}, FinetuneRecipe).warmup_epochs == 3
     assert make_recipe({"epochs": 10, "warmup_epochs": 5}, FinetuneRecipe).warmup_epochs == 5

@@ -208,8 +208,10 @@ class FinetuneRecipe(ClassificationRecipe):
     pretrained: bool = True
     epochs: int = 30
     batch_size: int = 32
-    lr: float = 5e-4
+    lr: float = 7e-4
     lr_batch: int | None = 256
+    # A few photographs make few updates of a small batch: its rate is not cut in proportion.
+    lr_scaling: Literal["linear", "sqrt"] = "sqrt"
     weight_decay: float = 0.05
     layer_decay: float | None = 0.75
     clip_grad: float | None = 5.0
@@ -226,12 +228,12 @@ class FinetuneRecipe(ClassificationRecipe):
 
     @classmethod
     def implied(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Given weights are not downloaded; a frozen backbone has no rates by layer; a short run warms up shortly."""
+        """Given weights are not downloaded; a classifier alone learns faster; a short run warms up shortly."""
         found: dict[str, Any] = {}
         if settings.get("weights") is not None:
             found["pretrained"] = False
         if settings.get("freeze_backbone") is True:
-            found["layer_decay"] = None
+            found |= {"layer_decay": None, "lr": 5e-3}
         epochs = settings.get("epochs")
         if isinstance(epochs, int) and epochs < cls.epochs:
             found["warmup_epochs"] = epochs * cls.warmup_epochs / cls.epochs
