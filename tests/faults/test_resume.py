@@ -33,6 +33,8 @@ FOLDER = "openfastervit.training.run_folder:RunFolder"
 UPDATE = f"{RECORDER}.update"
 EVALUATING = f"{RECORDER}.evaluating"
 
+pytestmark = pytest.mark.xdist_group("resume")  # one reference, and one process that they are forked from
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
