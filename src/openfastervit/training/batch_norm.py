@@ -3,7 +3,7 @@
 torch's ``SyncBatchNorm`` refuses CPUs; on GPUs it is what is used.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -86,17 +86,24 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
     return network
 
 
-def own_statistics(network: nn.Module, besides: Collection[nn.Module] = ()) -> list[Tensor]:
-    """The running means and variances that each process computes of its own images.
+def apart(network: nn.Module, besides: Collection[nn.Module] = ()) -> list[_BatchNorm]:
+    """The batch norms whose running statistics each process computes of its own images.
 
     Args:
         network: With its batch norms, synchronised or not.
         besides: Modules that learn no statistics.
     """
-    found: list[Tensor] = []
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module not in besides:
-            # timm's synchronised batch norm is a SyncBatchNorm too.
-            if not isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm2d) and module.track_running_stats:
-                found += [value for value in (module.running_mean, module.running_var) if value is not None]
-    return found
+    return [
+        module
+        for module in network.modules()
+        # timm's synchronised batch norm is a SyncBatchNorm too.
+        if isinstance(module, _BatchNorm)
+        and not isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm2d)
+        and module not in besides
+    ]
+
+
+def statistics(norms: Sequence[_BatchNorm]) -> list[Tensor]:
+    """Their running means and variances, as they are now: wrapping a network may give it other tensors."""
+    values = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    return [value for value in values if value is not None]

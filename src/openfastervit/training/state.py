@@ -60,6 +60,7 @@ class RunState:
             "scaler": None if scaler is None else scaler.state_dict(),
             "progress": self.progress.state(),
             "sums": self.sums.plain(),
+            "processes": self.processes.count,
             "step_images": self.step_images,
             "images": self.images,
             "update_images": self.step_images * self.accumulate,
@@ -118,4 +119,9 @@ class RunState:
         self.progress = Progress(**shared["progress"])
         self.progress.batch = self.progress.batch * shared["step_images"] // self.step_images
         if self.processes.is_main:
-            self.sums = Sums.from_plain(shared["sums"], self.processes.device)
+            # Means are over the updates of all processes: what is done weighs as if as many had done it.
+            past = dict(shared["sums"])
+            more = self.processes.count / shared["processes"]
+            past["updates"] *= more
+            past["losses"] = {name: value * more for name, value in past["losses"].items()}
+            self.sums = Sums.from_plain(past, self.processes.device)

@@ -18,7 +18,7 @@ from openfastervit.data.loader import EvaluationOrder, TrainingOrder, close, cre
 from openfastervit.tasks.task import Batch, Metrics, Task
 from openfastervit.training import parallel
 from openfastervit.training.averaging import WeightAverage
-from openfastervit.training.batch_norm import own_statistics, synchronise_batch_norm
+from openfastervit.training.batch_norm import apart, statistics, synchronise_batch_norm
 from openfastervit.training.distillation import mesa_loss
 from openfastervit.training.evaluation import evaluate
 from openfastervit.training.finite import FiniteCheck
@@ -153,7 +153,7 @@ class Trainer:
             )
             shard(network, processes.device, processes.count)
         self.network = network
-        self._own_statistics = own_statistics(network, self._still)
+        self._norms_apart = apart(network, self._still)
         optimizer = create_optimizer(network, settings, batch)
         self.schedule = Schedule(optimizer, settings, self.order.batches // settings.accumulate, batch)
         self.model = network if processes.sharded else processes.copies(network)
@@ -246,7 +246,7 @@ class Trainer:
         norm = whole(accelerator.clip_grad_norm_(self.network.parameters(), bound))
         self.stepper.step()
         self.stepper.zero_grad()
-        self.processes.average(self._own_statistics)  # before the average of the weights follows them
+        self.processes.average(statistics(self._norms_apart))  # before the average of the weights follows them
         progress.updates += 1
         if self.stepper.step_was_skipped:
             progress.skipped += 1
