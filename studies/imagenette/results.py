@@ -113,7 +113,12 @@ def draw(curves: dict[str, list[list[float]]], png: Path) -> None:
         epochs = list(range(1, length + 1))
         columns = list(zip(*(run[:length] for run in runs), strict=True))
         means = [statistics.mean(column) for column in columns]
-        (line,) = axes.plot(epochs, means, label=f"{name}: {means[-1]:.1f} % ({len(runs)} seeds)", linewidth=2)
+        (line,) = axes.plot(
+            epochs,
+            means,
+            label=f"{name}: {means[-1]:.1f} % ({len(runs)} seed{'s' if len(runs) > 1 else ''})",
+            linewidth=2,
+        )
         axes.fill_between(
             epochs,
             [min(column) for column in columns],

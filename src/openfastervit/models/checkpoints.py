@@ -383,6 +383,7 @@ def write_safetensors(weights: Mapping[str, Tensor], path: str | os.PathLike[str
         assert len(text) <= size  # the library pads with spaces
         file.seek(8)
         file.write(text.ljust(size))
+    os.chmod(path, 0o666 & ~_umask())  # the library lets nobody but the owner read it
 
 
 def metadata_text(model: nn.Module, metadata: Mapping[str, Any]) -> str:
