@@ -80,8 +80,8 @@ def _train(
     settings: dict[str, Any],
 ) -> int:
     from openfastervit.training.recipe import make_recipe, read_recipe
-    from openfastervit.training.run import read_recipe_text, start
     from openfastervit.training.run import resume as resume_run
+    from openfastervit.training.run import resumed_recipe, start
 
     command = ["fastervit", *command_line]
     if resume is not None:
@@ -91,7 +91,7 @@ def _train(
                     f"{option} and --resume contradict each other: a resumed run has its own; leave it out"
                 )
         if print_config:
-            print(read_recipe_text(resume), end="")
+            print(resumed_recipe(resume, **settings).to_yaml(), end="")
             return 0
         return _told(lambda: resume_run(resume, command, **settings), resume)
     chosen = make_recipe(settings, kind) if file is None else read_recipe(file, kind, **settings)

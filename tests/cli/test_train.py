@@ -1,5 +1,6 @@
 """``fastervit train`` as a command line: which setting wins, what is refused, what its help and its recipe say."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,11 @@ def test_an_entry_of_options_leaves_the_recipe_s_others(resolved, tmp_path: Path
         (["--data", "nowhere"], 1, ["no folder at nowhere"]),
         (["--data", "d", "--mesa", 1], 1, ["mesa=1.0", "ema_decay"]),
         (["--data", "d", "--bce-threshold", 0.2], 1, ["bce_threshold=0.2", "bce"]),
+        (["--data", "d", "--bce", "--bce-threshold", 3], 1, ["bce_threshold=3.0", "below 1"]),
+        (["--data", "d", "--model-options", "{num_classes: 9}"], 1, ["num_classes", "follows from the data"]),
+        (["--data", "d", "--model-options", "{drop_path_rate: 0.1}"], 1, ["drop_path_rate", "setting drop_path"]),
+        (["--data", "d", "--auto-augment", "junk"], 1, ["auto_augment='junk'", "rand-m9"]),
+        (["--data", "d", "--auto-augment", "rand-q9"], 1, ["auto_augment='rand-q9'", "rand-m9"]),
         (["--data", "d", "--windows", "fit"], 1, ["windows=fit", "img_size"]),
         (["--data", "d", "--pretrained", "--weights", __file__], 1, ["pretrained and weights", "one of them"]),
         (["--data", "d", "--freeze-backbone", "--layer-decay", 0.5], 1, ["layer_decay", "freeze_backbone"]),
@@ -198,3 +204,28 @@ def test_the_library_trains_without_the_command_line(tmp_path: Path):
         resume(tmp_path / "run", epochs=2)
     assert resume(tmp_path / "run", workers=0).best == outcome.best
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["model_options"]["dim"] == 16
+
+
+def test_a_run_goes_on_without_the_weights_it_began_with(fastervit: Run, tmp_path: Path):
+    data = write_tree(tmp_path / "data", {"ant": 8, "bee": 8})
+    settings = {
+        "data": str(data),
+        "img_size": 32,
+        "batch_size": 4,
+        "workers": 0,
+        "device": "cpu",
+        "model_options": SMALL,
+    }
+    start(make_recipe({**settings, "epochs": 1}, ClassificationRecipe), tmp_path / "first")
+    first = tmp_path / "first" / "best.safetensors"
+    recipe = make_recipe({**settings, "epochs": 2, "weights": str(first)}, ClassificationRecipe)
+    whole = start(recipe, tmp_path / "whole")
+    start(recipe, tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    shutil.rmtree(newest)  # as if it had been killed in the second epoch
+    first.unlink()
+    assert fastervit("train", "--resume", tmp_path / "run").code == 0
+    assert resume(tmp_path / "run").best == whole.best
+    ends = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "run")]
+    assert ends[0] == ends[1]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["weights"] == str(first)

@@ -94,7 +94,8 @@ def _recorded(checkpoint: str | os.PathLike[str], overrides: dict[str, Any]) -> 
     }
     if not differing:
         return ""
-    return f"; the file was saved from a network with {', '.join(f'{k}={v!r}' for k, v in differing.items())}"
+    told = ", ".join(f"{k}={v!r}" for k, v in differing.items())
+    return f"; the file was saved from a network with {told}: ask for the same options"
 
 
 def create_model(

@@ -147,10 +147,25 @@ class ClassificationSettings:
                 raise ValueError(f"{name}={values} must be {self.in_chans} numbers, one a channel")
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights both name the first weights; give one of them")
+        for option, setting in _SETTINGS_OF_OPTIONS.items():
+            if option in self.model_options:
+                raise ValueError(f"model_options: {option} cannot stand there; it {setting}")
+        if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
+            raise ValueError(
+                f"bce_threshold={self.bce_threshold} must be at least 0, below 1: it divides probabilities"
+            )
         if self.bce_threshold is not None and not self.bce:
             raise ValueError(f"bce_threshold={self.bce_threshold} is for binary cross-entropy; add bce: true")
         if self.weights is not None and not Path(self.weights).is_file():
             raise FileNotFoundError(f"weights={self.weights}: there is no such file")
+
+
+_SETTINGS_OF_OPTIONS = {
+    "num_classes": "follows from the data",
+    "in_chans": "is the setting in_chans",
+    "drop_path_rate": "is the setting drop_path",
+    "drop_rate": "is the setting dropout",
+}
 
 
 def _within(settings: object, name: str, least: float, most: float, *, below: bool = False) -> None:
@@ -212,20 +227,26 @@ class Classification:
 
     def _training_transform(self) -> Any:
         settings = self.settings
-        return create_training_transform(
-            self.preparation["input_size"],
-            scale=(settings.crop_scale[0], settings.crop_scale[1]),
-            ratio=(settings.crop_ratio[0], settings.crop_ratio[1]),
-            hflip=settings.hflip,
-            vflip=settings.vflip,
-            color_jitter=settings.color_jitter,
-            auto_augment=settings.auto_augment,
-            interpolation=settings.interpolation or "random",
-            mean=self.preparation["mean"],
-            std=self.preparation["std"],
-            re_prob=settings.random_erasing,
-            re_mode=settings.erasing_mode,
-        )
+        try:
+            return create_training_transform(
+                self.preparation["input_size"],
+                scale=(settings.crop_scale[0], settings.crop_scale[1]),
+                ratio=(settings.crop_ratio[0], settings.crop_ratio[1]),
+                hflip=settings.hflip,
+                vflip=settings.vflip,
+                color_jitter=settings.color_jitter,
+                auto_augment=settings.auto_augment,
+                interpolation=settings.interpolation or "random",
+                mean=self.preparation["mean"],
+                std=self.preparation["std"],
+                re_prob=settings.random_erasing,
+                re_mode=settings.erasing_mode,
+            )
+        except (AssertionError, ValueError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"auto_augment={settings.auto_augment!r} is none of timm's policies ({error}); take, for instance, "
+                "rand-m9-mstd0.5-inc1"
+            ) from error
 
     def build(self) -> nn.Module:
         """The network with its first weights, on the CPU."""

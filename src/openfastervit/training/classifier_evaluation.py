@@ -1,6 +1,7 @@
 """Evaluating a classifier on labelled images whose classes need not be its own, on one process or several."""
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +63,7 @@ def evaluate_classifier(
 
     def after_step(step: int) -> None:
         (unreadable,) = processes.agree([len(noted)])
-        if unreadable > max_unreadable * len(images):
+        if unreadable > math.ceil(max_unreadable * len(images)):
             example = f"; one of them is {noted[0].name}: {noted[0].reason}" if noted else ""
             raise ValueError(
                 f"{unreadable:.0f} of {len(images)} images cannot be read, more than "

@@ -85,18 +85,7 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
         Stopped: If a signal ended the run.
         TrainingError: If it cannot go on.
     """
-    for name in changes:
-        if name not in ANYWHERE:
-            raise ValueError(
-                f"{name} cannot change in a run that is resumed: its recipe is in {Path(path) / 'recipe.yaml'}; "
-                "start a new run with --recipe and another --out"
-            )
-    text = read_on_first(lambda: read_recipe_text(path))
-    found = yaml.safe_load(text)
-    kind = RECIPES.get(found.get("task", "classification")) if isinstance(found, dict) else None
-    if kind is None:
-        raise ValueError(f"{Path(path) / 'recipe.yaml'} is damaged: it names no task")
-    recipe = make_recipe({**found, **changes}, kind)
+    recipe = resumed_recipe(path, **changes)
     processes = Processes(recipe)
     done = processes.broadcast(_on_first(processes, lambda: _finished(Path(path), recipe)))
     if done is not None:
@@ -117,6 +106,36 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
     finally:
         if folder is not None:
             folder.close()
+
+
+def resumed_recipe(path: str | os.PathLike[str], **changes: Any) -> ClassificationRecipe:
+    """The settings that a run goes on with.
+
+    The first weights are not among them once there is a checkpoint: it takes their place, and they may be gone.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If a setting may not change.
+    """
+    for name in changes:
+        if name not in ANYWHERE:
+            raise ValueError(
+                f"{name} cannot change in a run that is resumed: its recipe is in {Path(path) / 'recipe.yaml'}; "
+                "start a new run with --recipe and another --out"
+            )
+    found = yaml.safe_load(read_on_first(lambda: _recipe_without_first_weights(path)))
+    kind = RECIPES.get(found.get("task", "classification")) if isinstance(found, dict) else None
+    if kind is None:
+        raise ValueError(f"{Path(path) / 'recipe.yaml'} is damaged: it names no task")
+    return make_recipe({**found, **changes}, kind)
+
+
+def _recipe_without_first_weights(path: str | os.PathLike[str]) -> str:
+    text = read_recipe_text(path)
+    found = yaml.safe_load(text)
+    if not isinstance(found, dict) or not checkpoint_store.complete(Path(path) / "checkpoints"):
+        return text
+    return yaml.safe_dump({**found, "weights": None, "pretrained": False}, sort_keys=False)
 
 
 def _task(recipe: ClassificationRecipe, processes: Processes) -> Classification:

@@ -329,7 +329,7 @@ class Trainer:
             raise Stopped(self.signals.received or self.signals.default)
 
     def _check_readable(self, unreadable: float, images: int, kind: str) -> None:
-        if unreadable > self.settings.max_unreadable * images:
+        if unreadable > math.ceil(self.settings.max_unreadable * images):  # one of a few is no large share
             self.recorder.flush(self.processes)
             raise TrainingError(
                 f"{unreadable:.0f} of {images} {kind} images cannot be read, more than max_unreadable="

@@ -1,0 +1,53 @@
+"""The figures of docs/reproducing.md are those of the committed results."""
+
+import csv
+import re
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+DOCUMENT = REPOSITORY / "docs" / "reproducing.md"
+RESULTS = REPOSITORY / "studies" / "results"
+
+
+def table_after(marker: str) -> list[dict[str, str]]:
+    """The table that follows a comment naming its file."""
+    text = DOCUMENT.read_text(encoding="utf-8").partition(f"<!-- {marker} -->")[2]
+    lines = [line for line in text.lstrip().split("\n\n")[0].splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_imagenette() -> None:
+    measured = rows_of("imagenette_cpu.csv")
+    told = table_after("studies/results/imagenette_cpu.csv")
+    assert told
+    assert {row["network"] for row in told} == {row["network"] for row in measured}
+    for row in told:
+        runs = [run for run in measured if run["network"] == row["network"]]
+        assert re.findall(r"[\d.]+", row["top-1, each seed"]) == [f"{float(run['top1']):.2f}" for run in runs]
+        assert float(row["multiply-adds"].removesuffix(" M")) == pytest.approx(
+            int(runs[0]["multiply_adds"]) / 1e6, abs=0.05
+        )
+        assert float(row["parameters"].removesuffix(" M")) == pytest.approx(int(runs[0]["parameters"]) / 1e6, abs=0.005)
+    assert all(float(run["top1"]) >= 75 for run in measured if run["network"] == "fastervit")
+
+
+def test_training_loop() -> None:
+    measured = rows_of("training_loop.csv")
+    told = table_after("studies/results/training_loop.csv")
+    assert len(told) == len(measured) > 0
+    for row, run in zip(told, measured, strict=True):
+        for name in ("loop", "loader", "step"):
+            assert row[name] == f"{float(run[name]):.0f}"
+        assert row["waiting"] == f"{float(run['waiting']):.1%}"
+        assert row["peak memory"] == f"{int(run['peak_bytes']) / 2**30:.2f} GiB"
+        assert row["workers"] == run["workers"]
+        assert row["recipe"] == f"`{run['recipe']}`"
+    assert any(run["cores"] and run["processor"] for run in measured)
