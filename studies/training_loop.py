@@ -14,6 +14,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import torch
+
 from openfastervit import environment
 from openfastervit.benchmarking.training_loop import measure
 from openfastervit.training.recipe import ClassificationRecipe, read_recipe
@@ -45,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         **{key: round(value, 4) for key, value in dataclasses.asdict(times).items()},
         **environment.hardware(),
         **environment.versions(("torch", "timm", "accelerate")),
-        "command": f"python -m studies.training_loop --recipe recipes/{options.recipe.name} --data imagenette-128 "
+        "threads": torch.get_num_threads(),
+        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python -m studies.training_loop --recipe recipes/{options.recipe.name} --data imagenette-128 "
         f"--updates {options.updates} --workers {options.workers}{batch}",
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
