@@ -48,8 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         **environment.hardware(),
         **environment.versions(("torch", "timm", "accelerate")),
         "threads": torch.get_num_threads(),
-        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python -m studies.training_loop --recipe recipes/{options.recipe.name} --data imagenette-128 "
-        f"--updates {options.updates} --workers {options.workers}{batch}",
+        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python -m studies.training_loop "
+        f"--recipe recipes/{options.recipe.name} --data imagenette-128 --updates {options.updates} "
+        f"--workers {options.workers}{batch}",
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     new = not options.out.exists()

@@ -103,7 +103,9 @@ def evaluate(
     if out is not None:
         from openfastervit.tasks.report import write_report
 
-        write_report(out, metrics, about=about)
+        written = write_report(out, metrics, about=about)
+        if not any(path.suffix == ".png" for path in written):
+            print("matplotlib is not installed, so no pictures are drawn: pip install matplotlib", file=sys.stderr)
     if json:
         print(json_format.dumps({**where, **figures}, indent=2))
     else:
@@ -160,6 +162,8 @@ def _open(
                 f"--checkpoint {asked.checkpoint} is a folder without best.safetensors; give a checkpoint, or the "
                 "folder of a run that has finished an epoch"
             )
+    if not asked.checkpoint.exists():
+        raise FileNotFoundError(f"--checkpoint {asked.checkpoint}: there is no such file or folder; check the path")
     if asked.data is None and not (asked.checkpoint / "recipe.yaml").is_file():
         raise ValueError("--data is missing: only the folder of a run tells its own; name the images to evaluate on")
     weights = load_classifier(file, asked.model, img_size)

@@ -208,7 +208,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the checkpoint file inside it")
+        inside = path / "best.safetensors"
+        raise CheckpointError(f"{path} is a folder; give the checkpoint file inside it, such as {inside}")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}; check the path")
     with path.open("rb") as file:

@@ -74,7 +74,9 @@ class Recorder:
             # What a run that was killed had told beyond its last checkpoint is told again, and shown once.
             found.append(TensorBoardTracker("tensorboard", folder.path, purge_step=self._first_update))
         else:
-            self.console.say("TensorBoard is not installed, so nothing is written for it: pip install tensorboard")
+            self.console.say(
+                "TensorBoard is not installed, and gets nothing: pip install tensorboard, or openfastervit[train]"
+            )
         if self.settings.wandb:
             found.append(WandBTracker("openfastervit", dir=str(folder.path)))
         for tracker in found:
@@ -212,7 +214,9 @@ class Recorder:
         for warning in told:
             self.console.say(f"curves.png: {warning.message}")
         if not drawn and progress.epoch == 1:
-            self.console.say("matplotlib is not installed, so curves.png is not drawn: pip install matplotlib")
+            self.console.say(
+                "matplotlib is not installed: no curves.png; pip install matplotlib, or openfastervit[train]"
+            )
         figures = "  ".join(f"val {name} {value:.4g}" for name, value in metrics.items() if name != "images")
         mark = "  (best)" if progress.best_update == progress.updates and metrics else ""
         self.console.say(

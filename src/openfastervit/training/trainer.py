@@ -22,7 +22,7 @@ from openfastervit.training.batch_norm import apart, statistics, synchronise_bat
 from openfastervit.training.distillation import mesa_loss
 from openfastervit.training.evaluation import evaluate
 from openfastervit.training.finite import FiniteCheck
-from openfastervit.training.optimisation import Schedule, create_optimizer
+from openfastervit.training.optimisation import Schedule, create_optimizer, rate_factor
 from openfastervit.training.progress import Progress, Sums
 from openfastervit.training.recipe import LoopSettings
 from openfastervit.training.recorder import Recorder
@@ -192,6 +192,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         with StopSignals() as self.signals, self.recorder:
             self._saved_at = time.monotonic()
+            self._introduce()
             self.order.begin(progress.epoch, progress.batch)
             batches = iter(self.loader) if len(self.order) > 0 else iter(())
             try:
@@ -211,6 +212,21 @@ class Trainer:
             finally:
                 close(batches)
         return Outcome(metrics, progress.best)
+
+    def _introduce(self) -> None:
+        """Tell what is about to be trained: a rate that does not suit the data shows here first."""
+        settings, processes, images = self.settings, self.processes, len(self.task.training_images)
+        parameters = sum(parameter.numel() for parameter in self.network.parameters()) / 1e6
+        batch = self.step_images * settings.accumulate
+        rate = settings.lr * rate_factor(settings, batch)
+        scaled = (
+            "" if settings.lr_batch in (None, batch) else f" (lr {settings.lr:g} is for {settings.lr_batch} images)"
+        )
+        self.recorder.console.say(
+            f"{self.task.name}, {parameters:.3g} M parameters, on {processes.count} x {processes.device.type}; "
+            f"{images} training images, {len(self.task.validation_images)} to be judged on; {batch} an update, "
+            f"{self.order.batches // settings.accumulate} updates an epoch; learning rate up to {rate:.2g}{scaled}"
+        )
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         self.model.train()
