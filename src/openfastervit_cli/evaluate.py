@@ -163,7 +163,7 @@ def _open(
                 "folder of a run that has finished an epoch"
             )
     if not asked.checkpoint.exists():
-        raise FileNotFoundError(f"--checkpoint {asked.checkpoint}: there is no such file or folder; check the path")
+        raise FileNotFoundError(f"no checkpoint at {asked.checkpoint}; check the path")
     if asked.data is None and not (asked.checkpoint / "recipe.yaml").is_file():
         raise ValueError("--data is missing: only the folder of a run tells its own; name the images to evaluate on")
     weights = load_classifier(file, asked.model, img_size)

@@ -291,8 +291,8 @@ def test_unreadable_images_are_in_no_figure(fastervit: Run, fails, checkpoint: P
     assert report == f"fastervit: report in {tmp_path / 'report'}"
     (told,) = json.loads((tmp_path / "report" / "evaluation.json").read_text())["about"]["unreadable"]
     assert told["name"] == "bee/2.jpg"
-    says = ["1 of 12 images cannot be read", "max_unreadable=0.01", "bee/2.jpg"]
-    fails(*args, "--data", data, "--out", tmp_path / "none", says=says)
+    says = ["1 of 12 images cannot be read", "max_unreadable=0.0", "bee/2.jpg"]
+    fails(*args, "--data", data, "--max-unreadable", 0, "--out", tmp_path / "none", says=says)
     assert not (tmp_path / "none").exists()
 
 
