@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from timm.optim import list_optimizers
 
-from openfastervit.tasks.classification import ClassificationSettings
+from openfastervit.tasks.classification_settings import ClassificationSettings
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant")
 
