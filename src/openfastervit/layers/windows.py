@@ -29,7 +29,7 @@ def split(x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor
     """Cut a grid of cells into blocks: ``(B, n_h*h, n_w*w, C) -> (B*n_h*n_w, h*w, C)``, blocks in row-major order."""
     batch, _, _, channels = x.shape
     if exporting():
-        x = x.flatten(1, 2).index_select(1, _block_order(window, counts, x.device))
+        x = x.flatten(1, 2).index_select(1, block_order(window, counts, x.device))
         return x.flatten(0, 1).view(batch * counts[0] * counts[1], window[0] * window[1], channels)
     x = x.view(batch, counts[0], window[0], counts[1], window[1], channels)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(batch * counts[0] * counts[1], window[0] * window[1], channels)
@@ -51,7 +51,7 @@ def join(x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
 # leaves all of them open, and costs more: only exported graphs do it.
 
 
-def _block_order(window: tuple[int, int], counts: tuple[int, int], device: torch.device) -> Tensor:
+def block_order(window: tuple[int, int], counts: tuple[int, int], device: torch.device) -> Tensor:
     """Position on the grid of each cell in block order: ``(n_h*n_w*h*w,)``."""
     cells = window[0] * window[1]
     k = torch.arange(counts[0] * counts[1] * cells, device=device)
@@ -62,7 +62,7 @@ def _block_order(window: tuple[int, int], counts: tuple[int, int], device: torch
 
 
 def _grid_order(window: tuple[int, int], counts: tuple[int, int], device: torch.device) -> Tensor:
-    """Position in block order of each cell of the grid: ``(n_h*n_w*h*w,)``, the inverse of ``_block_order``."""
+    """Position in block order of each cell of the grid: ``(n_h*n_w*h*w,)``, the inverse of ``block_order``."""
     width = counts[1] * window[1]
     k = torch.arange(counts[0] * window[0] * width, device=device)
     row, column = k // width, k % width
