@@ -17,6 +17,7 @@ from typing import Any, cast
 import jsonargparse
 
 from openfastervit_cli import parser as parsing
+from openfastervit_cli.benchmark import benchmark
 from openfastervit_cli.demo import demo
 from openfastervit_cli.evaluate import evaluate
 from openfastervit_cli.models import info, list_models
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "train": train,
     "finetune": finetune,
     "evaluate": evaluate,
+    "benchmark": benchmark,
 }
 """Each function returns the exit code. A dict is a group: ``{"detect": {"_help": "...", "train": train_detector}}``."""
 

@@ -1,0 +1,87 @@
+"""The folder that a benchmark leaves: ``results.csv``, ``settings.json``, ``page.html``. Each is whole at any time."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from openfastervit import __version__, environment
+from openfastervit.benchmarking.cases import Case, Row, to_csv
+from openfastervit.benchmarking.pareto import judged
+from openfastervit.benchmarking.published import SOURCES
+from openfastervit.training.atomic import write_atomically
+
+PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt")
+"""Whose versions say what was measured."""
+VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "CUDA_", "PYTORCH_", "TORCH_", "OV_")
+"""Beginnings of the names of environment variables that change speed."""
+
+
+class Folder:
+    """Rows as they come, and what they were measured with.
+
+    Raises:
+        ValueError: If the folder has results already, or is a file.
+    """
+
+    def __init__(self, path: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out {path} is a file; name a folder")
+        if (path / "results.csv").exists():
+            raise ValueError(f"--out {path} holds results already; name another folder, or remove them")
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._order = {case.key: number for number, case in enumerate(cases)}
+        self._rows: list[Row] = []
+        self._settings: dict[str, Any] = {**settings, "started": _now(), "finished": None, "load_before": _load()}
+        self._write()
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows so far, in the order they were asked for, each with its verdict."""
+        return judged(sorted(self._rows, key=lambda row: self._order[row.key]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``settings.json`` says."""
+        return self._settings
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep rows."""
+        self._rows += rows
+        write_atomically(self.path / "results.csv", to_csv(self.rows).encode())
+
+    def finish(self, *, page: bool, interrupted: bool) -> None:
+        """Write the rest."""
+        self._settings |= {"finished": _now(), "interrupted": interrupted, "load_after": _load()}
+        self._write()
+        if page:
+            from openfastervit.benchmarking.page import render
+
+            write_atomically(self.path / "page.html", render(self.rows, self._settings).encode())
+
+    def _write(self) -> None:
+        text = json.dumps(self._settings, indent=2, ensure_ascii=False)
+        write_atomically(self.path / "settings.json", f"{text}\n".encode())
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Hardware, versions and environment variables that the figures follow from."""
+    return {
+        "hardware": environment.hardware(gpus=device != "cpu"),
+        "versions": {"openfastervit": __version__, **environment.versions(PACKAGES)},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "published_top1": SOURCES,
+        "weights": "random: speed does not depend on them, and nothing was downloaded",
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _load() -> list[float] | None:
+    """Processes that wanted a core, over 1, 5 and 15 minutes: what else the machine had to do."""
+    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None

@@ -1,0 +1,301 @@
+"""Measuring cases: each in a process of its own, all in turns.
+
+What else the machine does, its clock rate, its heat: they drift over minutes, and whoever is measured at a bad moment
+looks slow. So cases that will be compared take turns, repeat by repeat, and drift meets all of them alike. Taking turns
+they must all be there; and each is in a process of its own, so that one which runs out of memory, or crashes, ends
+alone, and its peak of memory is its own.
+
+A process whose turn it is not is stopped (``SIGSTOP``): the threads of some backends spin while they wait for work, and
+would take the processor from the one that is measured. Spinning within its own turn is left as each backend has it, for
+so it would run at a user's.
+
+The processes that are there together form a block, as many as the free memory holds, those first that will be compared.
+Each row tells its block: of two rows in different blocks, drift may speak. A case that runs out of memory while others
+hold theirs is measured again alone before it is said not to fit.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+
+from openfastervit.benchmarking import memory
+from openfastervit.benchmarking.cases import OK, Case, Row, empty_row
+from openfastervit.benchmarking.timing import TAIL_CALLS, calls_for, percentile, quartiles, tail
+from openfastervit.benchmarking.worker import Built, Failed, Machine, Timed, serve, status_of
+from openfastervit.inference.engines import ENGINES, EngineError
+from openfastervit.inference.engines.engine import require
+
+SHARE = 0.6
+"""Of the free memory that a block may fill."""
+LARGEST_BLOCK = 64
+"""Processes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often and how long."""
+
+    repeats: int = 5
+    seconds: float = 1.0
+    """A repeat lasts about so long, and at least one call."""
+
+    def calls(self, case: Case, seconds_a_call: float) -> int:
+        """Calls of a repeat: at batch 1 enough for a 99th percentile over all repeats."""
+        least = -(-TAIL_CALLS // self.repeats) if case.batch_size == 1 else 1
+        return calls_for(seconds_a_call, self.seconds, least)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. ``rows`` are those of the cases that were begun."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__()
+        self.rows = list(rows)
+
+
+def measure(
+    cases: Sequence[Case], machine: Machine, plan: Plan, *, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[list[Row]]:
+    """Measure cases, and give their rows as soon as they are known.
+
+    Args:
+        cases: In the order of who is compared with whom.
+        machine: Where.
+        plan: How often.
+        tell: Told what goes on.
+
+    Raises:
+        Interrupted: At Ctrl-C; it has the rows of the block that was being measured.
+    """
+    context = _context()
+    waiting = list(cases)
+    again: list[Case] = []
+    number = 0
+    while waiting or again:
+        number += 1
+        alone = not waiting
+        block = _Block(number, machine, plan, tell, context)
+        try:
+            yield from block.fill(again if alone else waiting, largest=1 if alone else LARGEST_BLOCK)
+            yield from block.run()
+        except KeyboardInterrupt:
+            raise Interrupted(block.rows("interrupted: ")) from None
+        finally:
+            block.end()
+        again += block.again
+
+
+@dataclass
+class _Worker:
+    """A process, seen from outside."""
+
+    case: Case
+    process: BaseProcess
+    connection: Connection
+    built: Built
+    seconds: list[list[float]] = field(default_factory=list)
+    """Of each call, by repeat."""
+    peak: int = 0
+
+
+class _Block:
+    """Processes that take turns."""
+
+    def __init__(
+        self, number: int, machine: Machine, plan: Plan, tell: Callable[[str], None], context: BaseContext
+    ) -> None:
+        self.number = number
+        self.again: list[Case] = []
+        """Cases that did not fit beside the others."""
+        self._machine = machine
+        self._plan = plan
+        self._tell = tell
+        self._context = context
+        self._workers: list[_Worker] = []
+        self._started: BaseProcess | None = None
+
+    def fill(self, waiting: list[Case], largest: int) -> Iterator[list[Row]]:
+        """Take cases from the front of ``waiting`` while memory lasts; the rows of those that cannot be built."""
+        room: float | None = None
+        while waiting and len(self._workers) < largest:
+            case = waiting[0]
+            missing = _unavailable(case)
+            if missing is not None:
+                waiting.pop(0)
+                yield [empty_row(case, missing, threads=self._machine.threads)]
+                continue
+            self._tell(f"building {case}")
+            if room is None and not self._machine.device.startswith("cuda"):
+                free = memory.available_bytes()
+                room = None if free is None else SHARE * free
+            answer, process, connection = self._start(case)
+            waiting.pop(0)
+            if isinstance(answer, Failed):
+                if self._workers and answer.status.startswith("out of memory"):
+                    self.again.append(case)
+                    return
+                yield [empty_row(case, answer.status, threads=self._machine.threads)]
+                continue
+            self._workers.append(_Worker(case, process, connection, answer, peak=answer.peak))
+            self._started = None
+            if room is None and answer.free is not None:
+                room = SHARE * answer.free
+            if room is not None and self._taken() > room:
+                return
+
+    def run(self) -> Iterator[list[Row]]:
+        """All repeats of all; then the rows."""
+        for repeat in range(self._plan.repeats):
+            self._tell(
+                f"block {self.number}: repeat {repeat + 1} of {self._plan.repeats}, {len(self._workers)} in turns"
+            )
+            for worker in self._workers[:: -1 if repeat % 2 else 1]:
+                answer = self._turn(worker)
+                if isinstance(answer, Timed):
+                    worker.seconds.append(answer.seconds)
+                    worker.peak = max(worker.peak, answer.peak)
+                    continue
+                beside_others = len(self._workers) > 1
+                self._workers.remove(worker)
+                if beside_others and answer.status.startswith("out of memory"):
+                    self.again.append(worker.case)
+                else:
+                    yield [empty_row(worker.case, answer.status, threads=worker.built.threads)]
+        yield self.rows()
+
+    def rows(self, status: str = "") -> list[Row]:
+        """Rows of what was measured so far; the status of those that lack repeats begins with ``status``."""
+        return [row_of(worker, self.number, self._plan, status) for worker in self._workers if worker.seconds]
+
+    def end(self) -> None:
+        """End all processes, stopped ones too."""
+        begun = [] if self._started is None else [self._started]
+        for process in [*begun, *(worker.process for worker in self._workers)]:
+            _kill(process)
+        for worker in self._workers:
+            worker.connection.close()
+
+    def _taken(self) -> int:
+        """Bytes that all hold at rest and one takes at work. What they held before is mostly shared."""
+        built = [worker.built for worker in self._workers]
+        return sum(one.held - one.before for one in built) + max(one.peak - one.before for one in built)
+
+    def _start(self, case: Case) -> tuple[Built | Failed, BaseProcess, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=serve, args=(case, self._machine, theirs), daemon=True
+        )
+        self._started = process
+        process.start()
+        theirs.close()
+        answer = _answer(process, ours)
+        assert not isinstance(answer, Timed)
+        if isinstance(answer, Failed):
+            _kill(process)
+            ours.close()
+        else:
+            _stop(process)
+        return answer, process, ours
+
+    def _turn(self, worker: _Worker) -> Timed | Failed:
+        _go_on(worker.process)
+        with contextlib.suppress(BrokenPipeError):  # it ended while it waited: the answer will say so
+            worker.connection.send(self._plan.calls(worker.case, worker.built.seconds_a_call))
+        answer = _answer(worker.process, worker.connection)
+        assert not isinstance(answer, Built)
+        if isinstance(answer, Timed):
+            _stop(worker.process)
+        else:
+            _kill(worker.process)
+            worker.connection.close()
+        return answer
+
+
+def row_of(worker: "_Worker", block: int, plan: Plan, status: str = "") -> Row:
+    """The row of a worker's repeats."""
+    case = worker.case
+    rates = [case.batch_size * len(seconds) / sum(seconds) for seconds in worker.seconds]
+    calls = [second for seconds in worker.seconds for second in seconds]
+    low, high = quartiles(rates)
+    last = tail(calls)
+    whole = len(rates) == plan.repeats
+    return replace(
+        empty_row(case, OK if whole else f"{status}{len(rates)} of {plan.repeats} repeats"),
+        images_per_second=statistics.median(rates),
+        images_per_second_q1=low,
+        images_per_second_q3=high,
+        latency_ms_p50=1000 * percentile(calls, 50),
+        latency_ms_p99=None if last is None else 1000 * last,
+        peak_memory_mb=worker.peak / 1e6,
+        memory_before_mb=worker.built.before / 1e6,
+        memory_kind=worker.built.memory_kind,
+        repeats=len(rates),
+        calls=len(calls),
+        threads=worker.built.threads,
+        block=block,
+    )
+
+
+def _unavailable(case: Case) -> str | None:
+    """The status of a case whose engine cannot be had here."""
+    kind = ENGINES[case.engine]
+    try:
+        require(case.engine, kind.extra, kind.modules)
+    except EngineError as error:
+        return status_of(error)
+    if case.precision not in kind.precisions:
+        return f"unavailable: {case.engine} has {', '.join(kind.precisions)}, not {case.precision}"
+    return None
+
+
+def _answer(process: BaseProcess, connection: Connection) -> Built | Timed | Failed:
+    """What a process says, or what its end says."""
+    ready = wait([connection, process.sentinel])
+    if connection in ready:
+        with contextlib.suppress(EOFError, ConnectionResetError):  # it ended: told below
+            answer: Built | Timed | Failed = connection.recv()
+            return answer
+    return _ended(process)
+
+
+def _ended(process: BaseProcess) -> Failed:
+    process.join()
+    code = process.exitcode
+    if code == -signal.SIGKILL:
+        return Failed("out of memory: the system ended the process (SIGKILL)")
+    if code is not None and code < 0:
+        return Failed(f"failed: the process ended by {signal.Signals(-code).name}")
+    return Failed(f"failed: the process ended with exit code {code}")
+
+
+def _kill(process: BaseProcess) -> None:
+    if process.pid is not None:  # else it never began
+        process.kill()
+        process.join()
+
+
+def _stop(process: BaseProcess) -> None:
+    if process.pid is not None and hasattr(signal, "SIGSTOP"):
+        os.kill(process.pid, signal.SIGSTOP)
+
+
+def _go_on(process: BaseProcess) -> None:
+    if process.pid is not None and hasattr(signal, "SIGCONT"):
+        with contextlib.suppress(ProcessLookupError):  # it is gone: its answer will say so
+            os.kill(process.pid, signal.SIGCONT)
+
+
+def _context() -> BaseContext:
+    """Processes made from one that has imported torch already and done nothing with it: they start at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["openfastervit.benchmarking.worker"])
+    return context

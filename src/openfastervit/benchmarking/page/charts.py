@@ -1,0 +1,172 @@
+"""The two charts, as Plotly takes them."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from openfastervit.benchmarking.cases import Row
+from openfastervit.benchmarking.pareto import front
+from openfastervit.benchmarking.published import paper_speeds
+
+OURS, PEERS, LINE = "#e8590c", "#3b82d0", "#8a94a3"
+"""Readable on white and on black."""
+
+
+def groups(best: Sequence[Row]) -> list[tuple[str, int]]:
+    """Precisions and batches that something was measured at, in their order."""
+    return list(dict.fromkeys((row.precision, row.batch_size) for row in best))
+
+
+def group_name(precision: str, batch_size: int) -> str:
+    """Such as ``"fp32, batch 8"``."""
+    return f"{precision}, batch {batch_size}"
+
+
+def measured_chart(rows: Sequence[Row], best: Sequence[Row], precision: str, batch_size: int) -> dict[str, Any]:
+    """Traces and layout for one precision and batch.
+
+    Args:
+        rows: All rows.
+        best: Those of each network's fastest engine, judged.
+        precision: Of the chart.
+        batch_size: Of the chart.
+    """
+
+    def here(some: Sequence[Row]) -> list[Row]:
+        return [
+            row
+            for row in some
+            if (row.precision, row.batch_size) == (precision, batch_size) and row.measured and row.top1_published
+        ]
+
+    shown = here(best)
+    compared = [row for row in shown if row.comparable and row.top1_data == "ImageNet-1K"]
+    apart = [row for row in shown if row not in compared]
+    keys = {row.key for row in shown}
+    slower = [row for row in here(rows) if row.key not in keys]
+    on_front = [compared[i] for i in front([_point(row) for row in compared])]
+    traces = [_front_line([_point(row) for row in on_front])]
+    if slower:
+        traces.append(_points("other engines", slower, LINE, size=5, labels=set(), bars=False))
+    for name, peer, colour in (("peers", True, PEERS), ("FasterViT", False, OURS)):
+        labels = {row.key for row in on_front} | {row.key for row in shown if not row.peer}
+        own = [row for row in compared if row.peer == peer]
+        traces.append(_points(name, own, colour, size=11, labels=labels, bars=True))
+        own = [row for row in apart if row.peer == peer]
+        if own:
+            traces.append(
+                _points(f"{name}, not compared", own, colour, size=10, labels=labels, bars=True, symbol="circle-open")
+            )
+    return {"data": traces, "layout": _layout("images a second, measured here", "top-1, published (%)")}
+
+
+def paper_chart() -> dict[str, Any]:
+    """Traces and layout of the paper's figures."""
+    speeds = paper_speeds()
+    points = [(speed.images_per_second, speed.top1) for speed in speeds]
+    kept = front(points)
+    traces = [_front_line([points[i] for i in kept])]
+    for name, ours, colour in (("peers", False, PEERS), ("FasterViT", True, OURS)):
+        own = [(i, speed) for i, speed in enumerate(speeds) if speed.model.startswith("FasterViT") == ours]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": name,
+                "x": [speed.images_per_second for _, speed in own],
+                "y": [speed.top1 for _, speed in own],
+                "text": [_label(speed.model) if ours or i in kept else "" for i, speed in own],
+                "textposition": "top center",
+                "marker": {"color": colour, "size": 10},
+                "hovertext": [
+                    f"<b>{escape(speed.model)}</b><br>{speed.images_per_second:,.0f} images/s on an A100, batch 128"
+                    f"<br>top-1 {speed.top1:.1f} %<br>the paper's figures, not measured here"
+                    for _, speed in own
+                ],
+                "hoverinfo": "text",
+            }
+        )
+    return {"data": traces, "layout": _layout("images a second, the paper's A100", "top-1, the paper's (%)")}
+
+
+def _points(
+    name: str, rows: Sequence[Row], colour: str, *, size: int, labels: set[Any], bars: bool, symbol: str = "circle"
+) -> dict[str, Any]:
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": name,
+        "x": [row.images_per_second for row in rows],
+        "y": [row.top1_published for row in rows],
+        "text": [_label(row.model) if row.key in labels else "" for row in rows],
+        "textposition": "top center",
+        "marker": {"color": colour, "size": size, "symbol": symbol, "line": {"width": 2, "color": colour}},
+        "hovertext": [_hover(row) for row in rows],
+        "hoverinfo": "text",
+        "cliponaxis": False,
+    }
+    if bars:
+        high = [(row.images_per_second_q3 or 0) - (row.images_per_second or 0) for row in rows]
+        low = [(row.images_per_second or 0) - (row.images_per_second_q1 or 0) for row in rows]
+        trace["error_x"] = {"type": "data", "array": high, "arrayminus": low, "color": colour, "thickness": 1}
+    return trace
+
+
+def _hover(row: Row) -> str:
+    lines = [
+        f"<b>{escape(row.model)}</b> at {row.height} x {row.width}",
+        f"{row.engine}, {row.precision}, batch {row.batch_size}",
+        f"{row.images_per_second:,.4g} images/s ({row.images_per_second_q1:,.4g} to {row.images_per_second_q3:,.4g})",
+        f"{row.latency_ms_p50:,.4g} ms a call",
+        f"top-1 {row.top1_published:.1f} %, published at {row.top1_size} ({escape(row.top1_weights)})",
+    ]
+    if row.peak_memory_mb is not None:
+        lines.append(f"{row.peak_memory_mb:,.0f} MB at most")
+    if row.top1_data != "ImageNet-1K":
+        lines.append(f"learned from {escape(row.top1_data)}: not compared")
+    elif not row.comparable:
+        lines.append("published at another size: not compared")
+    names = row.not_faster_than.split()
+    if names:
+        lines.append("not faster than " + ", ".join(escape(name) for name in names[:4]))
+        if len(names) > 4:
+            lines.append(f"and {len(names) - 4} more of equal or better top-1")
+    return "<br>".join(lines)
+
+
+def _label(model: str) -> str:
+    return escape(model.replace("fastervit_", "").replace("FasterViT-", ""))
+
+
+def _point(row: Row) -> tuple[float, float]:
+    return row.images_per_second or 0.0, row.top1_published or 0.0
+
+
+def _front_line(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Down at each point, then on to the next: what is reached at that speed or more."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "front",
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "line": {"color": LINE, "width": 2, "shape": "vh", "dash": "dot"},
+        "hoverinfo": "skip",
+    }
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    axis = {"zeroline": False, "showline": True, "linecolor": LINE, "gridcolor": "rgba(138,148,163,.25)"}
+    return {
+        "xaxis": {**axis, "type": "log", "title": {"text": x}, "dtick": "D2", "exponentformat": "none"},
+        "yaxis": {**axis, "title": {"text": y}},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": LINE},
+        "margin": {"l": 56, "r": 16, "t": 16, "b": 52},
+        "legend": {"orientation": "h", "y": -0.18, "x": 0, "yanchor": "top"},
+        "hoverlabel": {"bgcolor": "#1b2430", "bordercolor": "#1b2430", "font": {"color": "#ffffff", "size": 13}},
+        "hovermode": "closest",
+        "dragmode": False,
+        "autosize": True,
+    }
