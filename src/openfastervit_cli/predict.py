@@ -1,17 +1,25 @@
 """``fastervit predict``."""
 
 import contextlib
+import hashlib
+import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from openfastervit_cli.parser import report_error
+from openfastervit_cli.progress import progress
 
 if TYPE_CHECKING:
-    from openfastervit.inference import Prediction
+    from openfastervit.inference import ImageList, Prediction, Predictor
 
-_SUFFIXES: dict[str, Literal["csv", "jsonl"]] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_SUFFIXES: dict[str, Literal["csv", "jsonl", "parquet"]] = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
 
 
 def predict(
@@ -21,17 +29,23 @@ def predict(
     model: str | None = None,
     topk: int = 5,
     out: Path | None = None,
-    format: Literal["csv", "jsonl"] | None = None,
+    format: Literal["csv", "jsonl", "parquet"] | None = None,
+    overwrite: bool = False,
     batch_size: int = 32,
     device: str = "auto",
+    engine: str = "torch-folded",
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
+    calibration: Path | None = None,
+    workers: int | None = None,
     img_size: list[int] | None = None,
 ) -> int:
     """Classify an image, or all images in a folder.
 
-    Prints the best classes of each image, or with --out or --format writes one row an image: CSV with the columns
-    image, class_1, index_1, score_1, class_2, ...; or JSON lines, {"image": ..., "predictions": [{"class": ...,
+    Prints the best classes of each image, or with --out or --format writes one row an image: CSV or Parquet with the
+    columns image, class_1, index_1, score_1, class_2, ...; or JSON lines, {"image": ..., "predictions": [{"class": ...,
     "index": ..., "score": ...}, ...]}. Scores are probabilities. An image that cannot be read is named on stderr and
-    has no row; the others go on, and the exit code is 3. Ctrl-C keeps the rows written so far.
+    has no row; the others go on, and the exit code is 3. Whatever ends the command before it is done, with --out the
+    same command goes on where it was; where the file is complete, it does nothing.
 
     Args:
         input: An image, or a folder: all images in it and its subfolders, sorted by name.
@@ -40,44 +54,200 @@ def predict(
         topk: Classes shown for each image.
         out: File for the rows, '-' for standard output. It appears when complete.
         format: Of the rows; by default what the suffix of --out says.
+        overwrite: Begin with the first image, and replace a file that is there.
         batch_size: Images the network takes at once.
         device: cpu, cuda, cuda:1, mps; auto takes the best there is.
+        engine: What runs the network, such as torch-folded.
+        precision: Of the engine's products.
+        calibration: An image or a folder that int8 takes its ranges from; by default the first images of the input.
+        workers: Threads that decode images; by default one for each processor, up to 16.
         img_size: Side, or height and width, that images are scaled to; by default the checkpoint's.
     """
     kind = _row_format(out, format)
     if str(out) == "-":
         out = None
-    from openfastervit.data.images import find_images
-    from openfastervit.inference import Failure, Predictor, csv_header
+    plain = out is not None and not (out.exists() and not out.is_file())
+    if kind == "parquet" and not plain:
+        raise ValueError(f"Parquet cannot be written to {out or 'standard output'}; name a file: --out FILE.parquet")
+    if overwrite and not plain:
+        raise ValueError("--overwrite is for a file: --out FILE")
+    if calibration is not None and precision != "int8":
+        raise ValueError(f"--calibration is for --precision int8, not {precision}")
+    from openfastervit.data.images import iterate_images
+    from openfastervit.inference import FORMATS, Format, ImageList, Job, Predictor
+    from openfastervit.inference.parquet import require_pyarrow
+    from openfastervit.inference.predictor import check_numbers, find_device
 
-    images = find_images(input)
-    predictor = Predictor.from_checkpoint(checkpoint, model, img_size=img_size, device=device)
-    results = predictor.predict(images, topk=topk, batch_size=batch_size)
-    row = _row_writer(kind)
-    done = failed = 0
-    try:
-        with _destination(out) as file, _progress(len(images), file) as advance, contextlib.closing(results):
-            if kind == "csv":
-                file.write(csv_header(min(topk, len(predictor.classes))))
-            for result in results:
-                if isinstance(result, Failure):
-                    failed += 1
-                    report_error(f"{result.path}: {result.reason}")
-                else:
-                    file.write(row(result))
-                    done += 1
-                advance()
-    except KeyboardInterrupt:
-        print(f"fastervit: interrupted after {done + failed} of {len(images)} images{_where(out)}", file=sys.stderr)
-        return 130
-    if len(images) > 1 and failed:
-        report_error(f"{failed} of {len(images)} images could not be read{_where(out)}")
-    elif out is not None and done:
-        print(f"fastervit: {done} image{'s' if done > 1 else ''} classified{_where(out)}", file=sys.stderr)
-    return 3 if failed else 0
+    if kind == "parquet":
+        require_pyarrow()
+    check_numbers(topk=topk, batch_size=batch_size, workers=workers)
+    with contextlib.ExitStack() as closing:
+        images = closing.enter_context(ImageList(iterate_images(input)))
+        calibrating = images if precision == "int8" else None
+        if calibration is not None:
+            calibrating = closing.enter_context(ImageList(iterate_images(calibration)))
+        job = None
+        if plain:
+            assert out is not None
+            settings = {
+                "checkpoint": _digest(checkpoint),
+                "model": model,
+                "images": len(images),
+                "paths": images.digest,
+                "img_size": img_size,
+                "topk": topk,
+                "format": kind,
+                "batch_size": batch_size,
+                "device": find_device(device).type,
+                "engine": engine,
+                "precision": precision,
+                "calibration": None if calibrating is None else calibrating.digest,
+            }
+            job = Job(out, settings, _versions())
+            if not overwrite:
+                finished = job.look()
+                if finished is not None:
+                    for image, reason in job.failures():
+                        report_error(f"{image}: {reason}")
+                    _sum_up(finished.images, finished.unreadable, out, "classified already")
+                    return 3 if finished.unreadable else 0
+                engine = job.chosen().get("engine", engine)
+        predictor = closing.enter_context(
+            Predictor.from_checkpoint(
+                checkpoint,
+                model,
+                img_size=img_size,
+                device=device,
+                engine=engine,
+                precision=precision,
+                batch_size=batch_size,
+                calibration=None if calibrating is None else calibrating.after(),
+            )
+        )
+        form = FORMATS[kind] if kind else Format(lambda topk: b"", _text)
+        header = form.header(min(topk, len(predictor.classes)))
+        rows: _Rows
+        if job is None:
+            rows = closing.enter_context(_printed(out, header))
+        else:
+            chosen = {"engine": predictor.engine.name}
+            rows = closing.enter_context(
+                job.begin(header=header, chosen=chosen, convert=form.convert, overwrite=overwrite)
+            )
+        # A bar where nothing else moves on the screen.
+        hidden = len(images) == 1 or (out is None and sys.stdout.isatty())
+        try:
+            _classify(
+                predictor,
+                images,
+                rows,
+                form.row,
+                topk=topk,
+                batch_size=batch_size,
+                workers=workers,
+                hidden=hidden,
+            )
+        except KeyboardInterrupt:
+            again = "without --overwrite " if overwrite else ""
+            goes_on = f"; the same command {again}goes on from there" if job is not None and rows.done else ""
+            print(f"fastervit: interrupted after {rows.done} of {len(images)} images{goes_on}", file=sys.stderr)
+            return 130
+        if len(images) > 1 or not rows.failed:
+            _sum_up(len(images), rows.failed, out)
+        return 3 if rows.failed else 0
 
 
-def _row_format(out: Path | None, asked: Literal["csv", "jsonl"] | None) -> Literal["csv", "jsonl"] | None:
+class _Rows(Protocol):
+    """Where rows go: a file that can be gone on with (``GrowingRows``), or a stream."""
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def failed(self) -> int: ...
+
+    def failures(self) -> Iterable[tuple[str, str]]: ...
+
+    def add(self, row: bytes) -> None: ...
+
+    def fail(self, image: str, reason: str) -> None: ...
+
+    def mark(self, images: int) -> None: ...
+
+    def finish(self, images: int) -> None: ...
+
+
+class _Printed:
+    """Rows on standard output, or in what is no plain file, such as a named pipe."""
+
+    def __init__(self, file: TextIO, header: bytes) -> None:
+        self.done = self.failed = 0
+        self._file = file
+        if header:
+            self.add(header)
+
+    def failures(self) -> tuple[()]:
+        return ()
+
+    def add(self, row: bytes) -> None:
+        self._file.write(row.decode("utf-8", "surrogateescape"))
+
+    def fail(self, image: str, reason: str) -> None:
+        self.failed += 1
+
+    def mark(self, images: int) -> None:
+        self.done = images
+        self._file.flush()
+
+    finish = mark
+
+
+@contextlib.contextmanager
+def _printed(out: Path | None, header: bytes) -> Iterator[_Printed]:
+    if out is not None:
+        with out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield _Printed(file, header)
+        return
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
+        sys.stdout.reconfigure(errors="surrogateescape")
+    yield _Printed(sys.stdout, header)
+
+
+def _classify(
+    predictor: "Predictor",
+    images: "ImageList",
+    rows: _Rows,
+    row: "Callable[[Prediction], bytes]",
+    *,
+    topk: int,
+    batch_size: int,
+    workers: int | None,
+    hidden: bool,
+) -> None:
+    """The images that are not done yet, each to its row, in order."""
+    from openfastervit.inference import Failure
+
+    if rows.done:
+        print(f"fastervit: going on after {rows.done} of {len(images)} images", file=sys.stderr)
+    for image, reason in rows.failures():
+        report_error(f"{image}: {reason}")
+    results = predictor.predict(images.after(rows.done), topk=topk, batch_size=batch_size, workers=workers)
+    with progress(len(images), done=rows.done, hidden=hidden) as advance, contextlib.closing(results):
+        for place, result in enumerate(results, rows.done + 1):
+            if isinstance(result, Failure):
+                report_error(f"{result.path}: {result.reason}")
+                rows.fail(str(result.path), result.reason)
+            else:
+                rows.add(row(result))
+            advance()
+            if place % batch_size == 0:
+                rows.mark(place)
+    rows.finish(len(images))
+
+
+def _row_format(
+    out: Path | None, asked: Literal["csv", "jsonl", "parquet"] | None
+) -> Literal["csv", "jsonl", "parquet"] | None:
     """What rows are written, None for text."""
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file in it, such as {out / 'predictions.csv'}")
@@ -86,47 +256,37 @@ def _row_format(out: Path | None, asked: Literal["csv", "jsonl"] | None) -> Lite
     if str(out) == "-":
         return "csv"
     if out.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"--out {out} ends in none of {', '.join(_SUFFIXES)}; give --format csv or --format jsonl")
+        formats = " or ".join(f"--format {name}" for name in dict.fromkeys(_SUFFIXES.values()))
+        raise ValueError(f"--out {out} ends in none of {', '.join(_SUFFIXES)}; give {formats}")
     return _SUFFIXES[out.suffix.lower()]
 
 
-def _row_writer(kind: Literal["csv", "jsonl"] | None) -> "Callable[[Prediction], str]":
-    from openfastervit.inference import csv_row, jsonl_row
+def _text(prediction: "Prediction") -> bytes:
+    from openfastervit.inference.output import encoded
 
-    return {"csv": csv_row, "jsonl": jsonl_row, None: _text}[kind]
-
-
-def _text(prediction: "Prediction") -> str:
     lines = [str(prediction.path)]
     lines += [f"  {score:8.2%}  {name}" for name, score in zip(prediction.classes, prediction.scores, strict=True)]
-    return "\n".join(lines) + "\n"
+    return encoded("\n".join(lines) + "\n")
 
 
-def _where(out: Path | None) -> str:
-    return "" if out is None else f"; rows in {out}"
+def _sum_up(images: int, failed: int, out: Path | None, what: str = "classified") -> None:
+    """The last line on stderr."""
+    where = "" if out is None else f"; rows in {out}"
+    if failed:
+        report_error(f"{failed} of {images} images could not be read{where}")
+    elif out is not None:
+        print(f"fastervit: {images} image{'s' if images > 1 else ''} {what}{where}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _destination(out: Path | None) -> Iterator[TextIO]:
-    from openfastervit.inference import growing_file
+def _digest(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint: its name may stay when training writes a better one."""
+    from openfastervit.models.checkpoints import read_checkpoint
 
-    if out is not None:
-        with growing_file(out) as file:
-            yield file
-        return
-    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
-        sys.stdout.reconfigure(errors="surrogateescape")
-    yield sys.stdout
+    if not checkpoint.is_file():
+        read_checkpoint(checkpoint)  # tells what is wrong with it
+    with checkpoint.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-@contextlib.contextmanager
-def _progress(total: int, file: TextIO) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, if that is a terminal where the rows themselves do not show the progress."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = total == 1 or not sys.stderr.isatty() or file.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=hidden, redirect_stdout=False) as progress:
-        task = progress.add_task("images", total=total)
-        yield lambda: progress.advance(task)
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("openfastervit", "torch")}

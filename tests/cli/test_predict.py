@@ -1,22 +1,28 @@
 """``fastervit predict``: what it says, writes, and does with broken images and interruptions."""
 
 import csv
+import importlib.util
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from timm.data import create_transform
 
 from openfastervit.inference import Predictor
+from openfastervit.inference.engines import ENGINES, EngineKind
 from tests.cli.conftest import Run
+from tests.inference import stub
 from tests.pocket import CLASSES, INPUT, OPTIONS, pocket, write_broken, write_checkpoint, write_photos
 
 
@@ -32,6 +38,10 @@ def by_hand(path: Path) -> list[tuple[str, float]]:
 
 def images_in(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.png"), *folder.glob("sub/*.jpg")])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_the_screen_shows_the_best_classes(fastervit: Run, checkpoint: Path, photos: Path):
@@ -120,7 +130,12 @@ def test_a_grayscale_network_takes_colour_photographs(fastervit: Run, photos: Pa
         (["--device", "abacus"], ["device='abacus'", "cpu"]),
         (["--model", "fastervit_1"], ["is a fastervit_0, not a fastervit_1", "leave the model's name out"]),
         (["--model", "fastervit"], ["unknown model 'fastervit'", "did you mean"]),
-        (["--out", "rows.xlsx"], ["--out rows.xlsx", ".csv", "--format"]),
+        (["--out", "rows.xlsx"], ["--out rows.xlsx", ".csv", ".parquet", "--format"]),
+        (["--workers", "0"], ["workers=0", "at least 1"]),
+        (["--engine", "warp"], ["engine='warp' is unknown", "torch-folded"]),
+        (["--precision", "int8", "--engine", "torch-eager"], ["'torch-eager' has no precision 'int8'", "fp32"]),
+        (["--calibration", "."], ["--calibration is for --precision int8"]),
+        (["--overwrite"], ["--overwrite is for a file"]),
     ],
 )
 def test_values_out_of_range(fails, checkpoint: Path, photos: Path, args: list[str], says: list[str]):
@@ -139,23 +154,226 @@ def test_a_folder_is_no_file(fails, checkpoint: Path, photos: Path, tmp_path: Pa
     fails(*args, tmp_path, says=[f"{tmp_path} is a folder", "checkpoint file"])
 
 
-def test_ctrl_c_keeps_the_rows_so_far(
+def test_a_file_appears_when_it_is_complete_and_ctrl_c_is_gone_on_from(
     fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = fastervit("predict", photos, "--checkpoint", checkpoint, "--format", "csv").out.splitlines()
+    whole, out = tmp_path / "whole.csv", tmp_path / "rows.csv"
+    args = ("predict", photos, "--checkpoint", checkpoint, "--batch-size", 2, "--out")
+    fastervit(*args, whole)
     predict = Predictor.predict
 
     def interrupted(self, *args, **kwargs):
         for i, result in enumerate(predict(self, *args, **kwargs)):
-            if i == 2:
+            if i == 3:
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(Predictor, "predict", interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", interrupted)
+        outcome = fastervit(*args, out)
+    again = "the same command goes on from there"
+    assert outcome == (130, "", f"fastervit: interrupted after 2 of 5 images; {again}\n")
+    assert names(tmp_path) == ["rows.csv.part", "whole.csv", "whole.csv.json"]
+    assert whole.read_text().startswith((tmp_path / "rows.csv.part" / "rows").read_text())
+    outcome = fastervit(*args, out)
+    said = f"fastervit: going on after 2 of 5 images\nfastervit: 5 images classified; rows in {out}\n"
+    assert outcome == (0, "", said)
+    assert out.read_bytes() == whole.read_bytes()
+    assert names(tmp_path) == ["rows.csv", "rows.csv.json", "whole.csv", "whole.csv.json"]
+
+
+def test_ctrl_c_before_a_batch_leaves_nothing(
+    fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "_classify", interrupted)
+    outcome = fastervit("predict", photos, "--checkpoint", checkpoint, "--out", tmp_path / "rows.csv")
+    assert outcome == (130, "", "fastervit: interrupted after 0 of 5 images\n")
+    assert names(tmp_path) == []
+
+
+def test_a_complete_file_is_left_alone(
+    fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     out = tmp_path / "rows.csv"
-    outcome = fastervit("predict", photos, "--checkpoint", checkpoint, "--out", out)
-    assert outcome == (130, "", f"fastervit: interrupted after 2 of 5 images; rows in {out}\n")
-    assert out.read_text().splitlines() == whole[:3]
+    args = ("predict", photos, "--checkpoint", checkpoint, "--out", out)
+    fastervit(*args)
+    before = out.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "from_checkpoint", None)  # is not even loaded
+        assert fastervit(*args) == (0, "", f"fastervit: 5 images classified already; rows in {out}\n")
+    outcome = fastervit(*args, "--overwrite")
+    assert outcome == (0, "", f"fastervit: 5 images classified; rows in {out}\n")
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--topk", "2"], "topk: 5 there, 2 here"),
+        (["--img-size", "96"], "img_size: None there, [96] here"),
+        (["--batch-size", "3"], "batch_size: 32 there, 3 here"),
+        (["--precision", "bf16"], "precision: fp32 there, bf16 here"),
+        (["--engine", "torch-eager"], "engine: torch-folded there, torch-eager here"),
+        (["--format", "jsonl"], "format: csv there, jsonl here"),
+    ],
+)
+def test_other_settings_are_refused(
+    fails, fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, changed: list[str], says: str
+):
+    out = tmp_path / "rows.csv"
+    args = ("predict", photos, "--checkpoint", checkpoint, "--out", out)
+    fastervit(*args)
+    before = out.read_bytes()
+    fails(*args, *changed, says=[f"{out} was made with other settings ({says})", "--overwrite", "another --out"])
+    assert out.read_bytes() == before
+    assert fastervit(*args, *changed, "--overwrite").code == 0
+    assert fastervit(*args, *changed).err.endswith(f"5 images classified already; rows in {out}\n")
+
+
+def test_another_checkpoint_and_other_images_are_refused(fails, fastervit: Run, checkpoint: Path, tmp_path: Path):
+    images = write_photos(tmp_path / "photos")
+    mine, out = tmp_path / "mine.safetensors", tmp_path / "rows.csv"
+    mine.write_bytes(checkpoint.read_bytes())
+    args = ("predict", tmp_path / "photos", "--checkpoint", mine, "--out", out)
+    fastervit(*args)
+    write_checkpoint(mine, pocket(drop_path_rate=0.1), classes=["dog", "elk", "fox"])
+    fails(*args, says=["other settings (checkpoint: sha256:", "here)", "--overwrite"])
+    mine.write_bytes(checkpoint.read_bytes())
+    images[0].rename(images[0].with_name("another.png"))
+    fails(*args, says=["other settings (paths: sha256:", "--overwrite"])
+    images[1].unlink()
+    fails(*args, says=["other settings (images: 5 there, 4 here, paths: sha256:", "--overwrite"])
+
+
+def test_a_file_of_somebody_else_is_not_replaced(fails, fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path):
+    out = tmp_path / "rows.csv"
+    out.write_text("precious")
+    args = ("predict", photos, "--checkpoint", checkpoint, "--out", out)
+    fails(*args, says=[f"{out} is there already", "--overwrite"])
+    assert out.read_text() == "precious"
+    assert fastervit(*args, "--overwrite").code == 0
+    assert out.read_text().startswith("image,")
+
+
+def test_unreadable_images_are_named_again_and_not_tried_again(
+    fastervit: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images = write_photos(tmp_path / "photos")
+    write_broken(images[1])
+    (tmp_path / "photos" / "3.png").write_text("no image")
+    out = tmp_path / "rows.csv"
+    args = ("predict", tmp_path / "photos", "--checkpoint", checkpoint, "--batch-size", 2, "--out")
+    whole = fastervit(*args, tmp_path / "whole.csv")
+    classify = Predictor._classify
+    calls = []
+
+    def fail_third(self, pixels, topk):
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return classify(self, pixels, topk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "_classify", fail_third)
+        assert fastervit(*args, out).code == 130
+    write_photos(tmp_path / "photos")  # whole again; what is done is done
+    resumed = fastervit(*args, out)
+    going_on, first, second, total = resumed.err.splitlines()
+    assert going_on == "fastervit: going on after 4 of 5 images"
+    assert [first, second, total] == whole.err.replace("whole.csv", "rows.csv").splitlines()
+    assert resumed.code == 3
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    told = (tmp_path / "rows.csv.unreadable.jsonl").read_text()
+    assert told == (tmp_path / "whole.csv.unreadable.jsonl").read_text()
+    assert [json.loads(line)["image"] for line in told.splitlines()] == [str(images[1]), str(images[3])]
+    assert fastervit(*args, out) == (3, "", "\n".join([first, second, total]) + "\n")
+    overwritten = fastervit(*args, out, "--overwrite")
+    assert overwritten.code == 0
+    assert names(tmp_path) == ["photos", "rows.csv", "rows.csv.json", *names(tmp_path)[3:]]
+    assert not (tmp_path / "rows.csv.unreadable.jsonl").exists()
+
+
+def test_parquet_has_what_csv_has(fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path):
+    args = ("predict", photos, "--checkpoint", checkpoint, "--out")
+    fastervit(*args, tmp_path / "rows.csv")
+    outcome = fastervit(*args, tmp_path / "rows.parquet")
+    assert outcome == (0, "", f"fastervit: 5 images classified; rows in {tmp_path / 'rows.parquet'}\n")
+    rows = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [{key: str(value) for key, value in row.items()} for row in rows] == list(csv.DictReader(file))
+
+
+def test_parquet_needs_pyarrow_and_a_file(
+    fails, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    args = ("predict", photos, "--checkpoint", checkpoint, "--format", "parquet")
+    fails(*args, says=["standard output", "--out FILE.parquet"])
+    fails(*args, "--out", "-", says=["standard output", "--out FILE.parquet"])
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+    fails(*args, "--out", tmp_path / "rows.parquet", says=["pip install 'openfastervit[parquet]'"])
+    assert names(tmp_path) == []
+
+
+def test_a_pipe_is_written_to_not_replaced(fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    args = ("predict", photos, "--checkpoint", checkpoint, "--format", "csv")
+    assert fastervit(*args, "--out", pipe).code == 0
+    reader.join(timeout=10)
+    assert received == [fastervit(*args).out]
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize("engine", ["torch-eager", "torch-folded"])
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
+def test_engines_agree(fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, engine: str, batch_size: int):
+    out = tmp_path / "rows.jsonl"
+    args = ("--engine", engine, "--batch-size", batch_size, "--out", out, "--workers", 2, "--device", "cpu")
+    assert fastervit("predict", photos, "--checkpoint", checkpoint, *args).code == 0
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        best = [score for _, score in by_hand(Path(row["image"]))]
+        assert [found["score"] for found in row["predictions"]] == pytest.approx(best, abs=1e-5)
+
+
+def test_bfloat16_is_near(fastervit: Run, checkpoint: Path, photos: Path):
+    outcome = fastervit("predict", photos, "--checkpoint", checkpoint, "--precision", "bf16", "--format", "jsonl")
+    for line in outcome.out.splitlines():
+        row = json.loads(line)
+        scores = dict(by_hand(Path(row["image"])))
+        for found in row["predictions"]:
+            assert found["score"] == pytest.approx(scores[found["class"]], abs=0.03)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_int8_is_calibrated_on_what_is_told(
+    fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+):
+    seen = []
+    monkeypatch.setitem(ENGINES, "stub", EngineKind("tests.inference.stub:build", ("int8",)))
+    monkeypatch.setattr(stub, "build", lambda network, settings: seen.append(settings) or stub.Stub())
+    others = write_photos(tmp_path / "others", 3)
+    write_broken(others[0])
+    args = ["--calibration", tmp_path / "others"] if given else []
+    args += ["--engine", "stub", "--precision", "int8", "--out", tmp_path / "rows.csv"]
+    assert fastervit("predict", photos, "--checkpoint", checkpoint, *args).code == 0
+    (settings,) = seen
+    transform = create_transform(
+        (3, 64, 64), mean=INPUT["mean"], std=INPUT["std"], interpolation="bicubic", crop_pct=0.9
+    )
+    expected = []
+    for path in others[1:] if given else images_in(photos):
+        with Image.open(path) as image:
+            expected.append(transform(image.convert("RGB")))
+    torch.testing.assert_close(settings.calibration, torch.stack(expected))
 
 
 def test_a_long_run_shows_its_progress_and_ends_at_ctrl_c(checkpoint: Path, photos: Path, tmp_path: Path):
@@ -169,13 +387,13 @@ def test_a_long_run_shows_its_progress_and_ends_at_ctrl_c(checkpoint: Path, phot
         [sys.executable, "-m", "openfastervit", "predict", many, "--checkpoint", checkpoint, "--out", out],
         stdout=subprocess.PIPE,
         stderr=other_end,
-        env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
         text=True,
     )
     os.close(other_end)
-    part = tmp_path / "rows.csv.part"
+    part = tmp_path / "rows.csv.part" / "rows"
     deadline = time.monotonic() + 90
-    while not (part.exists() and part.read_text().count("\n") > 100):
+    while not (part.exists() and part.read_text().count("\n") > 500):
         assert process.poll() is None, os.read(terminal, 10_000).decode()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -189,14 +407,16 @@ def test_a_long_run_shows_its_progress_and_ends_at_ctrl_c(checkpoint: Path, phot
     shown = screen.decode()
     assert "Traceback" not in shown
     assert "/20000" in shown
-    assert "interrupted after" in shown
-    header, *rows = out.read_text().splitlines()
+    assert re.search(r"\d images/s", shown)
+    assert re.search(r"\d+:\d\d:\d\d.* left", shown)
+    assert "goes on from there" in shown
+    header, *rows = part.read_text().splitlines()
     assert header.startswith("image,class_1,")
-    assert 99 < len(rows) < 20_000
+    assert 499 < len(rows) < 20_000
+    assert len(rows) % 32 == 0
     assert [row.split(",")[0] for row in rows] == [str(many / f"{i:05}.png") for i in range(len(rows))]
     assert len({row.partition(",")[2] for row in rows}) == 1
-    assert out.read_text().endswith("\n")
-    assert not part.exists()
+    assert not out.exists()
 
 
 def _read(terminal: int) -> bytes:

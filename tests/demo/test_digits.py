@@ -40,10 +40,10 @@ def test_images_are_prepared_as_predict_prepares_their_files(tmp_path):
     save_checkpoint(build(), tmp_path / "model.safetensors", metadata=METADATA)
     predictor = Predictor.from_checkpoint(tmp_path / "model.safetensors", device="cpu")
     Image.fromarray(found.scans[7]).save(tmp_path / "7.png")
-    pixels = predictor._load(tmp_path / "7.png")
+    pixels = predictor.preparation.load(tmp_path / "7.png")
     prepared = prepare(found.scans[7:8])
     assert prepared.shape == (1, *INPUT["size"])
-    torch.testing.assert_close((pixels.float()[None] - predictor.mean) / predictor.std, prepared)
+    torch.testing.assert_close(predictor.preparation.normalised([pixels], torch.device("cpu")), prepared)
 
 
 def test_shaken_digits_stay_what_they_are():

@@ -1,25 +1,17 @@
+"""Predictions as text and as Parquet, read back by what others read them with."""
+
 import csv
 import io
 import json
 import os
-import threading
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
-from openfastervit.inference import Prediction, csv_header, csv_row, growing_file, jsonl_row
+from openfastervit.inference import FORMATS, Prediction, csv_header, csv_row, jsonl_row
 
 ODD = Prediction(Path('a "b", c\n.png'), ("tench, Tinca tinca", "bée"), (0, 7), (0.123456789, 1.2345678e-9))
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def write_and_raise(path: Path, error: BaseException) -> None:
-    with growing_file(path) as file:
-        file.write("new\n")
-        raise error
 
 
 def test_csv_reads_back():
@@ -48,59 +40,62 @@ def test_json_reads_back():
     }
 
 
-def test_a_file_appears_when_it_is_complete(tmp_path: Path):
-    path = tmp_path / "new folder" / "rows.csv"
-    with growing_file(path) as file:
-        file.write("one\n")
-        assert not path.exists()
-        assert (tmp_path / "new folder" / "rows.csv.part").read_text() == "one\n"  # line by line
-        file.write("two\n")
-    assert path.read_text() == "one\ntwo\n"
-    assert names(path.parent) == ["rows.csv"]
+@pytest.mark.parametrize("name", ["a\rb.png", "a\nb.png", 'a"b.png', "a,b.png", "a\r\nb.png", " a .png"])
+def test_odd_names_read_back(name: str):
+    prediction = Prediction(Path(name), ("ant",), (0,), (1.0,))
+    ((image, *_),) = csv.reader(io.StringIO(csv_row(prediction), newline=""))
+    assert image == name
+    assert json.loads(jsonl_row(prediction))["image"] == name
 
 
-def test_a_failure_leaves_the_old_file(tmp_path: Path):
-    path = tmp_path / "rows.csv"
-    path.write_text("old\n")
-    with pytest.raises(RuntimeError):
-        write_and_raise(path, RuntimeError())
-    assert path.read_text() == "old\n"
-    assert names(tmp_path) == ["rows.csv"]
-
-
-def test_an_interruption_keeps_what_was_written(tmp_path: Path):
-    path = tmp_path / "rows.csv"
-    with pytest.raises(KeyboardInterrupt):
-        write_and_raise(path, KeyboardInterrupt())
-    assert path.read_text() == "new\n"
-    assert names(tmp_path) == ["rows.csv"]
-
-
-def test_a_link_stays_a_link(tmp_path: Path):
-    (tmp_path / "rows.csv").symlink_to(tmp_path / "real.csv")
-    with growing_file(tmp_path / "rows.csv") as file:
-        file.write("new\n")
-    assert (tmp_path / "rows.csv").is_symlink()
-    assert (tmp_path / "real.csv").read_text() == "new\n"
-
-
-def test_a_pipe_is_written_to_not_replaced(tmp_path: Path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    received = []
-    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
-    reader.start()
-    with growing_file(pipe) as file:
-        file.write("new\n")
-    reader.join(timeout=10)
-    assert received == ["new\n"]
-    assert pipe.is_fifo()
-
-
-def test_names_that_are_not_text_keep_their_bytes(tmp_path: Path):
+def test_names_that_are_not_text_keep_their_bytes():
     name = os.fsdecode(b"caf\xe9.png")
     prediction = Prediction(Path(name), ("ant",), (0,), (1.0,))
-    with growing_file(tmp_path / "rows.csv") as file:
-        file.write(csv_row(prediction))
-    assert (tmp_path / "rows.csv").read_bytes() == b"caf\xe9.png,ant,0,1.0\n"
-    assert json.loads(jsonl_row(prediction))["image"] == name
+    assert FORMATS["csv"].row(prediction) == b"caf\xe9.png,ant,0,1.0\n"
+    assert json.loads(FORMATS["jsonl"].row(prediction))["image"] == name
+
+
+def parquet_rows(path: Path, predictions: list[Prediction], topk: int) -> list[dict]:
+    kind = FORMATS["parquet"]
+    (path / "rows").write_bytes(kind.header(topk) + b"".join(map(kind.row, predictions)))
+    kind.convert(path / "rows", path / "rows.parquet")
+    return parquet.read_table(path / "rows.parquet").to_pylist()
+
+
+def test_parquet_reads_back(tmp_path: Path):
+    other = Prediction(Path(os.fsdecode(b"caf\xe9.png")), ("", "null"), (1, 2), (0.5, 1e-30))
+    assert parquet_rows(tmp_path, [ODD, other], 2) == [
+        {
+            "image": 'a "b", c\n.png',
+            "class_1": "tench, Tinca tinca",
+            "index_1": 0,
+            "score_1": 0.123457,
+            "class_2": "bée",
+            "index_2": 7,
+            "score_2": 1.23457e-09,
+        },
+        {
+            "image": "caf\\xe9.png",  # Parquet's strings hold nothing but text
+            "class_1": "",
+            "index_1": 1,
+            "score_1": 0.5,
+            "class_2": "null",
+            "index_2": 2,
+            "score_2": 1e-30,
+        },
+    ]
+    kinds = {field.name: str(field.type) for field in parquet.read_schema(tmp_path / "rows.parquet")}
+    assert [kinds[name] for name in ("image", "class_1", "index_1", "score_1")] == ["string"] * 2 + ["int32", "double"]
+
+
+def test_parquet_without_a_row_has_its_columns(tmp_path: Path):
+    assert parquet_rows(tmp_path, [], 1) == []
+    assert parquet.read_schema(tmp_path / "rows.parquet").names == ["image", "class_1", "index_1", "score_1"]
+
+
+def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openfastervit.inference.parquet._BLOCK", 1000)
+    many = [ODD._replace(path=Path(f"{i}.png")) for i in range(100)]
+    rows = parquet_rows(tmp_path, many, 2)
+    assert [row["image"] for row in rows] == [f"{i}.png" for i in range(100)]
+    assert parquet.read_metadata(tmp_path / "rows.parquet").num_row_groups > 5

@@ -43,28 +43,65 @@ class ImageError(ValueError):
 
 
 def find_images(source: str | os.PathLike[str]) -> list[Path]:
-    """The images that ``source`` stands for: itself if it is a file, else all below it, sorted.
+    """The images that ``source`` stands for, as a list. See ``iterate_images``."""
+    return [Path(image) for image in iterate_images(source)]
+
+
+def iterate_images(source: str | os.PathLike[str]) -> Iterator[str]:
+    """The images that ``source`` stands for: itself if it is a file, else all below it, sorted by folders and names.
 
     In a folder an image is known by its suffix. Hidden files and folders are passed over; symbolic links are followed.
+    No more is held in memory than the names in one folder and those above it.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
-        ValueError: If a folder holds no image.
+        ValueError: If a folder holds no image: at its end.
         OSError: If a folder cannot be listed.
     """
     source = Path(source)
     if source.is_file():
-        return [source]
+        yield str(source)
+        return
     if not source.is_dir():
         raise FileNotFoundError(f"no image or folder at {source}; check the path")
-    found = [Path(folder, name) for folder, names in walk_images(source) for name in names]
+    found = False
+    for image in _descend(str(source), set()):
+        found = True
+        yield image
     if not found:
         raise ValueError(f"no images in {source} or below it; looked for {' '.join(sorted(SUFFIXES))}")
-    return sorted(found)
+
+
+def _descend(folder: str, seen: set[str]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in seen:  # a link back up: its images are there already
+        return
+    seen.add(real)
+    # Folders among the images, by name: the order of sorted paths.
+    for name, is_folder in _listed(folder):
+        path = os.path.join(folder, name)  # noqa: PTH118  called often
+        if is_folder:
+            yield from _descend(path, seen)
+        else:
+            yield path
+
+
+def _listed(folder: str) -> list[tuple[str, bool]]:
+    """The images and folders in a folder, sorted, each with whether it is a folder."""
+    with os.scandir(folder) as entries:
+        kinds = ((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+        return sorted((name, is_folder) for name, is_folder in kinds if is_folder or is_image_name(name))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: what opens it tells
+        return False
 
 
 def walk_images(source: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from ``source`` down, with the names of the images in it, by the rules of ``find_images``.
+    """Each folder from ``source`` down, with the names of the images in it, by the rules of ``iterate_images``.
 
     Raises:
         OSError: If a folder cannot be listed.

@@ -1,25 +1,31 @@
-"""Predictions as rows of a file: CSV or JSON lines."""
+"""Predictions as rows of a file: CSV, JSON lines or Parquet."""
 
-import contextlib
 import csv
 import io
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple
 
+from openfastervit.inference.parquet import write_parquet
 from openfastervit.inference.predictor import Prediction
 
 
 def csv_header(topk: int) -> str:
     """``image,class_1,index_1,score_1,class_2,...``: the first line of a CSV file."""
-    columns = [f"{name}_{rank}" for rank in range(1, topk + 1) for name in ("class", "index", "score")]
-    return _csv_line(["image", *columns])
+    return _csv_line(columns(topk))
+
+
+def columns(topk: int) -> list[str]:
+    """Names of the columns: the image, then class, index and score of each rank."""
+    return ["image", *(f"{name}_{rank}" for rank in range(1, topk + 1) for name in ("class", "index", "score"))]
 
 
 def csv_row(prediction: Prediction) -> str:
-    """One line of CSV: an image, then class, index and score of each rank."""
+    """One line of CSV: an image, then class, index and score of each rank.
+
+    The line may have line breaks in it, in a quoted name.
+    """
     ranks = zip(prediction.classes, prediction.indices, prediction.scores, strict=True)
     cells = [cell for name, index, score in ranks for cell in (name, index, _rounded(score))]
     return _csv_line([str(prediction.path), *cells])
@@ -32,41 +38,40 @@ def jsonl_row(prediction: Prediction) -> str:
     return json.dumps({"image": str(prediction.path), "predictions": predictions}) + "\n"
 
 
-@contextlib.contextmanager
-def growing_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Text that becomes the file ``path`` once it is complete.
+def encoded(text: str) -> bytes:
+    """UTF-8. Names of files need not be text, and are written as the bytes they are."""
+    return text.encode("utf-8", "surrogateescape")
 
-    Until then it grows beside it, line by line, as ``path.part``, and a file that was there before stays. Where the
-    block is interrupted (``KeyboardInterrupt``), what was written until then becomes the file; where it fails, nothing
-    does. What is not a plain file, such as ``/dev/stdout`` or a named pipe, is written to directly.
 
-    Raises:
-        OSError: If the file cannot be written.
-    """
-    path = Path(os.path.realpath(path))  # a link keeps pointing to what it points to
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        # surrogateescape: names of files need not be text, and are written as the bytes they are.
-        with part.open("w", buffering=1, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-    except KeyboardInterrupt:
-        part.replace(path)
-        raise
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.replace(path)
+def encoded_as_text(text: str) -> bytes:
+    """UTF-8 without exception: bytes of names that are no text are written as escapes, a backslash, x and two digits."""
+    return encoded(text).decode("utf-8", "backslashreplace").encode("utf-8")
+
+
+class Format(NamedTuple):
+    """A kind of file for predictions."""
+
+    header: Callable[[int], bytes]
+    """What the rows start with, for so many classes an image."""
+    row: Callable[[Prediction], bytes]
+    convert: Callable[[Path, Path], None] | None = None
+    """From a file of rows to the complete file, where that is another thing."""
+
+
+FORMATS: dict[str, Format] = {
+    "csv": Format(lambda topk: encoded(csv_header(topk)), lambda prediction: encoded(csv_row(prediction))),
+    "jsonl": Format(lambda topk: b"", lambda prediction: encoded(jsonl_row(prediction))),
+    "parquet": Format(
+        lambda topk: encoded(csv_header(topk)), lambda prediction: encoded_as_text(csv_row(prediction)), write_parquet
+    ),
+}
+"""By name. Each grows by rows of text: a Parquet file that is not complete cannot be read, nor written on."""
 
 
 def _csv_line(cells: Sequence[object]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # what is in the terminator is quoted where it is in a name
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _rounded(score: float) -> float:

@@ -1,26 +1,26 @@
 """Images on disk to predictions, in order, whatever some of the files are worth.
 
-One straight line: a batch of paths -> pixels, in threads -> network -> one ``Prediction`` or ``Failure`` an image.
+One straight line: a batch of paths -> pixels, in threads -> engine -> one ``Prediction`` or ``Failure`` an image.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import torch
-from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
-from openfastervit.data.images import ImageError, ImageMode, open_image
+from openfastervit.data.images import ImageError
 from openfastervit.inference.checkpoint import load_classifier
+from openfastervit.inference.engines import Engine, Precision, Settings, create_engine
+from openfastervit.inference.pipeline import overlapped
+from openfastervit.inference.preparation import Preparation
 
-_MODES: dict[int, ImageMode] = {1: "L", 3: "RGB"}
-_MAX_PIXELS = 89_000_000
-"""Largest picture a transform may make on its way, the size that Pillow warns of."""
+DEFAULT_ENGINE = "torch-folded"
+CALIBRATION_IMAGES = 128
+"""Images that int8 takes its ranges from, where there are as many."""
 
 
 class Prediction(NamedTuple):
@@ -45,34 +45,15 @@ class Predictor:
     """A classifier for images on disk.
 
     Args:
-        model: Takes normalised images ``(B, C, H, W)``, gives logits ``(B, classes)``.
+        engine: From normalised images ``(B, C, H, W)`` to logits ``(B, classes)``; ``close`` closes it.
         classes: Names, in the order of the logits.
-        transform: From a Pillow image, RGB or grayscale, to 8-bit pixels ``(C, H, W)`` as tensor or array, of one size.
-        img_size: That size: height and width.
-        mean: Of each channel, for pixels in 0 to 1: one is for grayscale, three are for RGB.
-        std: Of each channel.
-        device: Where the model runs; it is moved there.
+        preparation: From images on disk to the engine's.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        classes: Sequence[str],
-        *,
-        transform: Callable[[Image.Image], Any],
-        img_size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.device = torch.device(device)
-        self.model = model.eval().to(self.device)
+    def __init__(self, engine: Engine, classes: Sequence[str], preparation: Preparation) -> None:
+        self.engine = engine
         self.classes = tuple(classes)
-        self.transform = transform
-        self.img_size = img_size
-        self.mode = _MODES[len(mean)]
-        self.mean = torch.tensor(mean, device=self.device).view(-1, 1, 1) * 255
-        self.std = torch.tensor(std, device=self.device).view(-1, 1, 1) * 255
+        self.preparation = preparation
 
     @classmethod
     def from_checkpoint(
@@ -82,6 +63,10 @@ class Predictor:
         *,
         img_size: Sequence[int] | None = None,
         device: str = "auto",
+        engine: str = DEFAULT_ENGINE,
+        precision: Precision = "fp32",
+        batch_size: int = 32,
+        calibration: Iterable[str | os.PathLike[str]] | None = None,
     ) -> "Predictor":
         """A predictor from one file; ``load_classifier`` tells what it may hold, and what it raises.
 
@@ -90,25 +75,29 @@ class Predictor:
             model: Name of the network, where the checkpoint does not tell it.
             img_size: Side or (height, width) that images are scaled to.
             device: "cpu", "cuda", "cuda:1", "mps"; "auto" for the best there is.
+            engine: A name of ``openfastervit.inference.engines.ENGINES``.
+            precision: Of the engine.
+            batch_size: The batch that the engine is made ready for; others work.
+            calibration: For int8: image files like those to be classified. The first ones that can be read are used.
 
         Raises:
-            ValueError: If the device is unknown or absent, or the network takes neither 1 nor 3 channels.
+            ValueError: If the device is unknown or absent, the network takes neither 1 nor 3 channels, the engine
+                cannot be had or has not that precision, or int8 is left without an image to calibrate with.
         """
         where = find_device(device)
-        network, classes, preparation = load_classifier(path, model, img_size)
-        channels = preparation["input_size"][0]
-        if channels not in _MODES:
-            raise ValueError(f"{path}: the network takes {channels} channels; images have 3, or 1 in grayscale")
-        return cls(
-            network,
-            classes,
-            # Whole batches are normalised at once, where the network runs.
-            transform=create_transform(**preparation, is_training=False, normalize=False),
-            img_size=preparation["input_size"][1:],
-            mean=preparation["mean"],
-            std=preparation["std"],
-            device=where,
+        network, classes, told = load_classifier(path, model, img_size)
+        try:
+            preparation = Preparation.of(told)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        settings = Settings(
+            preparation.img_size,
+            precision,
+            batch_size,
+            str(where),
+            calibration=_calibration(preparation, calibration or ()) if precision == "int8" else None,
         )
+        return cls(_engine(network, engine, settings), classes, preparation)
 
     def predict(
         self,
@@ -120,61 +109,98 @@ class Predictor:
     ) -> Generator[Prediction | Failure, None, None]:
         """Classify images, yielding one result for each, in order.
 
+        The images are read while the engine is at work, never more than a few batches ahead of what is asked for.
+        A batch is ``batch_size`` places of ``paths``, fewer images where some cannot be read: which images share a
+        batch, and so the last digits of their scores, follows from their places alone.
+
         Args:
-            paths: Image files; read as they are needed, a batch at a time.
+            paths: Image files.
             topk: Classes a prediction, all of them where there are fewer.
-            batch_size: Images the network takes at once.
+            batch_size: Images the engine takes at once.
             workers: Threads that decode: Pillow lets go of the interpreter while it decodes and scales. By default one
-                for each processor, up to 8.
+                for each processor, up to 16.
 
         Raises:
             ValueError: If a number is below 1, or a batch does not fit in the device's memory.
         """
-        for name, number in (("topk", topk), ("batch_size", batch_size), ("workers", workers)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1")
+        check_numbers(topk=topk, batch_size=batch_size, workers=workers)
         topk = min(topk, len(self.classes))
-        return self._predict(map(Path, paths), topk, batch_size, workers or min(os.cpu_count() or 1, 8))
+        return self._predict(map(Path, paths), topk, batch_size, workers or min(_processors(), 16))
 
     def _predict(
         self, paths: Iterator[Path], topk: int, batch_size: int, workers: int
     ) -> Generator[Prediction | Failure, None, None]:
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-            while batch := list(islice(paths, batch_size)):
-                loaded = list(pool.map(self._load, batch))
-                images = [image for image in loaded if isinstance(image, Tensor)]
-                rows = iter(self._classify(torch.stack(images), topk) if images else ())
-                for path, image in zip(batch, loaded, strict=True):
-                    if isinstance(image, ImageError):
-                        yield Failure(path, str(image))
-                    else:
-                        scores, indices = next(rows)
-                        yield Prediction(path, tuple(self.classes[i] for i in indices), tuple(indices), tuple(scores))
+        def classify(loaded: list[Tensor | ImageError]) -> list[tuple[list[int], list[float]] | ImageError]:
+            images = [image for image in loaded if isinstance(image, Tensor)]
+            found = iter(self._classify(images, topk) if images else ())
+            return [image if isinstance(image, ImageError) else next(found) for image in loaded]
 
-    def _load(self, path: Path) -> Tensor | ImageError:
-        """Pixels ``(C, H, W)``, or why there are none."""
+        batches = overlapped(paths, self.preparation.load, classify, batch_size=batch_size, workers=workers)
         try:
-            image = open_image(path, self.mode)
-        except ImageError as error:
-            return error
-        # Transforms scale the short side first: a thin strip of few pixels may grow to more than memory holds.
-        scale = max(self.img_size) / min(image.size)
-        if scale * image.width * scale * image.height > _MAX_PIXELS:
-            return ImageError(f"{image.width} x {image.height} pixels are too thin a strip to scale")
-        return torch.as_tensor(self.transform(image))
+            for batch, results in batches:
+                for path, result in zip(batch, results, strict=True):
+                    if isinstance(result, ImageError):
+                        yield Failure(path, str(result))
+                    else:
+                        indices, scores = result
+                        yield Prediction(path, tuple(self.classes[i] for i in indices), tuple(indices), tuple(scores))
+        finally:
+            batches.close()
 
     @torch.inference_mode()
-    def _classify(self, pixels: Tensor, topk: int) -> list[tuple[list[float], list[int]]]:
-        """8-bit pixels ``(B, C, H, W)`` to scores and class indices, best first, for each image."""
+    def _classify(self, pixels: list[Tensor], topk: int) -> list[tuple[list[int], list[float]]]:
+        """8-bit pixels to class indices and scores, best first, for each image."""
+        device = self.engine.device
         try:
-            images = (pixels.to(self.device).float() - self.mean) / self.std
-            probabilities = self.model(images).float().softmax(dim=-1)
+            probabilities = self.engine(self.preparation.normalised(pixels, device)).softmax(dim=-1)
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"a batch of {len(pixels)} images does not fit in the memory of {self.device}; choose a smaller one"
+                f"a batch of {len(pixels)} images does not fit in the memory of {device}; choose a smaller one"
             ) from error
         scores, indices = probabilities.topk(topk, dim=-1)
-        return list(zip(scores.tolist(), indices.tolist(), strict=True))
+        return list(zip(indices.tolist(), scores.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _engine(network: nn.Module, name: str, settings: Settings) -> Engine:
+    return create_engine(network, name, settings)
+
+
+def _calibration(preparation: Preparation, paths: Iterable[str | os.PathLike[str]]) -> Tensor:
+    """Normalised images ``(n, C, H, W)``: the first that can be read."""
+    images: list[Tensor] = []
+    for path in paths:
+        image = preparation.load(Path(path))
+        if isinstance(image, Tensor):
+            images.append(image)
+        if len(images) == CALIBRATION_IMAGES:
+            break
+    if not images:
+        raise ValueError("precision='int8' needs images to take its ranges from, and none could be read; give some")
+    return preparation.normalised(images, torch.device("cpu"))
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Raise ``ValueError`` if one of them is below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number} must be at least 1")
 
 
 def find_device(name: str) -> torch.device:

@@ -1,0 +1,447 @@
+"""Rows of a long job, kept so that whatever ends it, the same job goes on where it was.
+
+The file ``rows.csv`` appears when it is complete. Until then all of the job lies in the folder ``rows.csv.part``:
+
+- ``settings.json``: what the job was begun with. A job with other settings is refused.
+- ``rows``: the rows so far. ``unreadable.jsonl``: the images without a row, and why.
+- ``journal.jsonl``: a line for each batch: how many images are done, the lengths and CRC-32 of the two files then.
+
+To go on, the last line of the journal that the files bear out counts, and what lies after it is cut off: a half-written
+row, a block that the power cut left empty. Then the job works on from the image after it.
+
+Beside the complete file stand ``rows.csv.json``, which tells what made it, and ``rows.csv.unreadable.jsonl`` if some
+images have no row.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SYNC_SECONDS = 5.0
+"""Between flushes to the disk: what a power cut may cost. A killed process loses no batch that was done."""
+_READ = 1 << 20
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class JobError(ValueError):
+    """A job cannot go on, or would replace what another one made; the message says what to do."""
+
+
+class Finished(NamedTuple):
+    """What is told of a complete file."""
+
+    images: int
+    unreadable: int
+
+
+class _Extent(NamedTuple):
+    """The start of a file: its length in bytes and its CRC-32."""
+
+    length: int = 0
+    crc: int = 0
+
+    def grown(self, data: bytes) -> "_Extent":
+        return _Extent(self.length + len(data), zlib.crc32(data, self.crc))
+
+
+class _Mark(NamedTuple):
+    """A line of the journal: the job after a batch."""
+
+    images: int = 0
+    failed: int = 0
+    rows: _Extent = _Extent()
+    unreadable: _Extent = _Extent()
+
+    def line(self) -> bytes:
+        return json.dumps([self.images, self.failed, *self.rows, *self.unreadable]).encode() + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> "_Mark":
+        """Raises ``ValueError`` if the line is not whole."""
+        if not line.endswith(b"\n"):
+            raise ValueError("cut off")
+        images, failed, length, crc, other_length, other_crc = map(int, json.loads(line))
+        return cls(images, failed, _Extent(length, crc), _Extent(other_length, other_crc))
+
+
+class Job:
+    """A file of rows to be made.
+
+    Args:
+        path: The file. A link keeps pointing to what it points to.
+        settings: Whatever the rows follow from, in JSON's types: only a job with equal settings goes on.
+        versions: Of the software, likewise; a complete file may have been made with others.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], settings: Mapping[str, Any], versions: Mapping[str, str] | None = None
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+        self.versions = dict(versions or {})
+        self.part = self.path.with_name(f"{self.path.name}.part")
+        self.record = self.path.with_name(f"{self.path.name}.json")
+        self.unreadable = self.path.with_name(f"{self.path.name}.unreadable.jsonl")
+
+    def look(self) -> Finished | None:
+        """Whether the job is done already; None if it is to be begun or to go on.
+
+        Where it is done, what a kill left of its folder is cleared away. Nothing else is changed.
+
+        Raises:
+            JobError: If there is an unfinished job with other settings, or a file that this job did not make.
+        """
+        finished = self._finished()
+        begun = self._begun()
+        # The rows' last step is to move out of the folder, into their place.
+        if begun is not None and self._same(finished) and not (self.part / "rows").exists():
+            with contextlib.suppress(JobError), _locked(self.part):
+                self._remove()
+        elif begun is not None:
+            there = {**begun.get("settings", {}), **begun.get("versions", {})}
+            differences = _differences(there, {**self.settings, **self.versions})
+            if differences:
+                raise JobError(
+                    f"{self.part} is an unfinished job with other settings ({differences}); give those to go on, "
+                    "--overwrite to begin anew, or another --out"
+                )
+            return None
+        if not self.path.exists():
+            return None
+        if finished is None:
+            raise JobError(f"{self.path} is there already; give --overwrite to replace it, or another --out")
+        if not self._same(finished):
+            differences = _differences(finished["settings"], self.settings)
+            raise JobError(
+                f"{self.path} was made with other settings ({differences}); give --overwrite to replace it, "
+                "or another --out"
+            )
+        return Finished(finished["images"], finished["unreadable"])
+
+    def chosen(self) -> dict[str, Any]:
+        """What ``begin`` was told when the job was begun; empty if it was not."""
+        return dict((self._begun() or {}).get("chosen", {}))
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Images without a row in the complete file, each with the reason."""
+        if self.unreadable.exists():
+            yield from _read_failures(self.unreadable)
+
+    @contextlib.contextmanager
+    def begin(
+        self,
+        *,
+        header: bytes = b"",
+        chosen: Mapping[str, Any] | None = None,
+        convert: Callable[[Path, Path], None] | None = None,
+        overwrite: bool = False,
+    ) -> Iterator["GrowingRows"]:
+        """Begin the job, or go on with it. Where the block raises, the batches done are kept.
+
+        Args:
+            header: What the rows start with.
+            chosen: Settings that were found by measuring; to be used again by who goes on.
+            convert: From the rows to the file, where that is not the rows as they are.
+            overwrite: Begin with the first image, whatever is there. A complete file stays until the new one is.
+
+        Raises:
+            JobError: As ``look``; and if another process is at work on the same file.
+            OSError: If a file cannot be written.
+        """
+        if self.part.exists() and not self.part.is_dir():
+            raise JobError(f"{self.part} is in the way: remove it, or give another --out")
+        self.part.mkdir(parents=True, exist_ok=True)
+        with _locked(self.part):
+            if overwrite:
+                self._forget()
+            elif self.look() is not None:
+                raise JobError(f"{self.path} is complete; give --overwrite to make it anew")
+            rows = None
+            anew = self._begun() is None
+            try:
+                if anew:
+                    begun = {"settings": self.settings, "versions": self.versions, "chosen": dict(chosen or {})}
+                    _write_json(self.part / "settings.json", begun)
+                rows = GrowingRows(self, header, convert)
+                yield rows
+            finally:
+                if rows is not None:
+                    rows.close()
+                if self.part.exists() and (anew if rows is None else rows.done == 0):
+                    self._remove()
+
+    def _begun(self) -> dict[str, Any] | None:
+        return _read_json(self.part / "settings.json")
+
+    def _finished(self) -> dict[str, Any] | None:
+        """What is told of the complete file, if it is the one that this was told of."""
+        record = _read_json(self.record)
+        if record is None or not self.path.exists() or self.path.stat().st_size != record.get("bytes"):
+            return None
+        return record if record.keys() >= {"settings", "images", "unreadable"} else None
+
+    def _same(self, finished: dict[str, Any] | None) -> bool:
+        return finished is not None and finished["settings"] == self.settings
+
+    def _forget(self) -> None:
+        """Empty the folder; first what makes it count goes."""
+        (self.part / "settings.json").unlink(missing_ok=True)
+        for path in self.part.iterdir():
+            if path.name != ".lock":
+                path.unlink()
+
+    def _remove(self) -> None:
+        """Remove the folder. Who waits for its lock finds that it is gone."""
+        self._forget()
+        shutil.rmtree(self.part)
+
+
+class GrowingRows:
+    """The rows of a job under way, from ``Job.begin``."""
+
+    def __init__(self, job: Job, header: bytes, convert: Callable[[Path, Path], None] | None) -> None:
+        self._job = job
+        self._convert = convert
+        self._rows_path, self._failures_path = job.part / "rows", job.part / "unreadable.jsonl"
+        self._mark, journal_length = _last_mark(job.part)
+        self._pending: list[bytes] = [] if self._mark.rows.length else [header]
+        self._pending_failures: list[bytes] = []
+        self._rows = _opened(self._rows_path, self._mark.rows.length)
+        self._failures = _opened(self._failures_path, self._mark.unreadable.length)
+        self._journal = _opened(job.part / "journal.jsonl", journal_length)
+        self._synced_at = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Images that are dealt with, from the first."""
+        return self._mark.images
+
+    @property
+    def failed(self) -> int:
+        """Of these, how many have no row."""
+        return self._mark.failed
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Those without a row among the images done, each with the reason."""
+        yield from _read_failures(self._failures_path)
+
+    def add(self, row: bytes) -> None:
+        """The next image's row."""
+        self._pending.append(row)
+
+    def fail(self, image: str, reason: str) -> None:
+        """The next image has no row."""
+        self._pending_failures.append(json.dumps({"image": image, "reason": reason}).encode() + b"\n")
+
+    def mark(self, images: int) -> None:
+        """So many images are done, from the first: they are written, and the job would go on after them.
+
+        Raises:
+            OSError: If they cannot be written: the disk is full.
+        """
+        if images == self.done and not self._pending:
+            return
+        rows, failures = b"".join(self._pending), b"".join(self._pending_failures)
+        mark = _Mark(
+            images,
+            self._mark.failed + len(self._pending_failures),
+            self._mark.rows.grown(rows),
+            self._mark.unreadable.grown(failures),
+        )
+        for file, data in ((self._rows, rows), (self._failures, failures), (self._journal, mark.line())):
+            _write(file, data)
+        self._mark = mark
+        self._pending, self._pending_failures = [], []
+        if time.monotonic() - self._synced_at > SYNC_SECONDS:
+            self._sync()
+
+    def finish(self, images: int) -> None:
+        """All images are done, so many: the file gets its name, and the folder goes.
+
+        Raises:
+            OSError: If something cannot be written. The rows are kept, and the job can be finished by another.
+        """
+        self.mark(images)
+        self._sync()
+        self.close()
+        job, complete = self._job, self._rows_path
+        if self._convert is not None:
+            complete = job.part / "converted"
+            self._convert(self._rows_path, complete)
+            with complete.open("rb+") as file:
+                os.fsync(file.fileno())
+        if self.failed:
+            _replace(job.unreadable, lambda temporary: shutil.copyfile(self._failures_path, temporary))
+        else:
+            job.unreadable.unlink(missing_ok=True)
+        told = {
+            "images": images,
+            "unreadable": self.failed,
+            "bytes": complete.stat().st_size,
+            "settings": job.settings,
+            "chosen": job.chosen(),
+            "versions": job.versions,
+        }
+        _write_json(job.record, told)
+        os.replace(complete, job.path)
+        _sync_folder(job.path.parent)
+        job._remove()
+
+    def close(self) -> None:
+        """Flush what is marked to the disk, and let go of the files."""
+        if not self._rows.closed:
+            self._sync()
+            for file in (self._rows, self._failures, self._journal):
+                file.close()
+
+    def _sync(self) -> None:
+        for file in (self._rows, self._failures, self._journal):
+            os.fsync(file.fileno())
+        self._synced_at = time.monotonic()
+
+
+def _last_mark(part: Path) -> tuple[_Mark, int]:
+    """The last line of the journal that the files bear out, and the journal's length with it."""
+    last, length = _Mark(), 0
+    journal, rows, unreadable = (part / name for name in ("journal.jsonl", "rows", "unreadable.jsonl"))
+    if not (journal.exists() and rows.exists() and unreadable.exists()):
+        return last, length
+    with journal.open("rb") as lines, rows.open("rb") as row_file, unreadable.open("rb") as failure_file:
+        for line in lines:
+            try:
+                mark = _Mark.read(line)
+            except ValueError:
+                break
+            if not (
+                _bears_out(row_file, last.rows, mark.rows)
+                and _bears_out(failure_file, last.unreadable, mark.unreadable)
+            ):
+                break
+            last, length = mark, length + len(line)
+    return last, length
+
+
+def _bears_out(file: Any, known: _Extent, told: _Extent) -> bool:
+    """Whether a file that was read as far as ``known`` goes on as ``told``."""
+    while known.length < told.length:
+        data = file.read(min(_READ, told.length - known.length))
+        if not data:
+            return False
+        known = known.grown(data)
+    return known == told
+
+
+def _opened(path: Path, length: int) -> FileIO:
+    """A file cut to a length, to be written on from there, without a buffer of Python's."""
+    file = FileIO(path, "ab")
+    file.truncate(length)
+    return file
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        error.filename = str(file.name)
+        raise
+
+
+def _read_failures(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open("rb") as file:
+        for line in file:
+            failure = json.loads(line)
+            yield failure["image"], failure["reason"]
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Such as ``"topk: 5 there, 3 here"``."""
+    return ", ".join(
+        f"{key}: {_shown(there.get(key))} there, {_shown(here.get(key))} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key)
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value[:15]}..." if isinstance(value, str) and value.startswith("sha256:") else str(value)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What the file says; None if there is none, or it is none of ours."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _replace(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, flush it to the disk, and move it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A moved file keeps its new name through a power cut."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder for one process alone; the kernel lets go when the process ends, by whatever signal."""
+    used = JobError(f"{folder} is in use by another process; wait for it, or give another --out")
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise used from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                warnings.warn(f"{folder} cannot be locked: take care that no second job writes it", stacklevel=2)
+            if not _is_open_at(folder / ".lock", file.fileno()):  # its holder was done, and has removed it
+                raise used
+        yield
+
+
+def _is_open_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
