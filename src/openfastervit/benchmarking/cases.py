@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from openfastervit.benchmarking.published import published_for
@@ -32,6 +32,8 @@ class Case:
     batch_size: int
     height: int
     width: int
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of the network's constructor, where it is one of ours."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,7 +106,7 @@ class Row:
         return self.measured and self.top1_published is not None and self.top1_size == self.height == self.width
 
 
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
+COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(Row))
 """Of ``results.csv``."""
 
 
@@ -160,10 +162,10 @@ def from_csv(text: str) -> list[Row]:
     rows = []
     for line in csv.DictReader(io.StringIO(text)):
         values: dict[str, Any] = {}
-        for field in fields(Row):
-            if field.name not in line:
-                raise ValueError(f"results.csv has no column {field.name!r}: it is of another version, or no results")
-            values[field.name] = _value(line[field.name], str(field.type))
+        for column in fields(Row):
+            if column.name not in line:
+                raise ValueError(f"results.csv has no column {column.name!r}: it is of another version, or no results")
+            values[column.name] = _value(line[column.name], str(column.type))
         rows.append(Row(**values))
     return rows
 

@@ -45,10 +45,12 @@ class Plan:
     repeats: int = 5
     seconds: float = 1.0
     """A repeat lasts about so long, and at least one call."""
+    tail: bool = True
+    """At batch 1, calls enough for a 99th percentile over all repeats."""
 
     def calls(self, case: Case, seconds_a_call: float) -> int:
-        """Calls of a repeat: at batch 1 enough for a 99th percentile over all repeats."""
-        least = -(-TAIL_CALLS // self.repeats) if case.batch_size == 1 else 1
+        """Calls of a repeat."""
+        least = -(-TAIL_CALLS // self.repeats) if case.batch_size == 1 and self.tail else 1
         return calls_for(seconds_a_call, self.seconds, least)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -52,7 +53,7 @@ def resolve_peer(name: str) -> str:
     raise UnknownModelError(f"peers: timm has no network {name!r}; {hint}")
 
 
-def build_network(name: str, size: tuple[int, int], *, peer: bool) -> nn.Module:
+def build_network(name: str, size: tuple[int, int], *, peer: bool, options: Mapping[str, Any] = {}) -> nn.Module:
     """A network with random weights, in evaluation mode, for images of one size. Nothing is downloaded.
 
     timm's networks of one fixed size are built for the size that is asked for.
@@ -61,17 +62,18 @@ def build_network(name: str, size: tuple[int, int], *, peer: bool) -> nn.Module:
         name: timm's, or ours.
         size: Height and width of the images.
         peer: Whether it is timm's.
+        options: Of the constructor, where it is ours.
 
     Raises:
         UnknownModelError: If there is no such network.
         ValueError: If the network cannot be built for that size.
     """
     if not peer:
-        return create_model(resolve_name(name).partition(".")[0]).eval()
+        return create_model(resolve_name(name).partition(".")[0], **options).eval()
     architecture = resolve_peer(name).partition(".")[0]
     config = timm.get_pretrained_cfg(architecture)
-    options: dict[str, Any] = {"img_size": size} if config is not None and config.fixed_input_size else {}
+    fixed: dict[str, Any] = {"img_size": size} if config is not None and config.fixed_input_size else {}
     try:
-        return timm.create_model(architecture, pretrained=False, **options).eval()
+        return timm.create_model(architecture, pretrained=False, **fixed).eval()
     except (TypeError, AssertionError) as error:  # how timm's networks refuse a size
         raise ValueError(f"{name} cannot be built for {size[0]} x {size[1]}: {error}") from error

@@ -172,7 +172,7 @@ def _call(engine: Engine, batch: Tensor) -> Callable[[], Tensor]:
 def _network(case: Case) -> nn.Module:
     """The network, once a pass of one image shows that it takes that size."""
     try:
-        network = build_network(case.architecture, case.size, peer=case.peer)
+        network = build_network(case.architecture, case.size, peer=case.peer, options=case.options)
         with torch.inference_mode():
             network(torch.zeros(1, in_channels(network), *case.size))
     except Exception as error:

@@ -83,6 +83,12 @@ def peers_beating(row: Row, rows: Sequence[Row]) -> list[str]:
     return [name for name in row.not_faster_than.split() if name.partition("@")[0] in peers]
 
 
+_KEY = (
+    '<p class="key"><span class="ours">FasterViT</span> <span class="peers">other networks</span> '
+    '<span class="front">front</span></p>'
+)
+
+
 def _charts(names: list[str]) -> str:
     options = "".join(f"<option>{escape(name)}</option>" for name in names)
     choice = f'<label>Shown: <select id="group">{options}</select></label>' if names else ""
@@ -93,12 +99,13 @@ def _charts(names: list[str]) -> str:
     )
     return (
         '<section id="front"><h2>Accuracy against speed</h2><div class="pair"><figure><h3>Measured here</h3>'
-        f"{choice}{here}<figcaption>Up and to the right is better. The line is the front: no network measured is both "
-        "faster and more accurate. Filled circles: each network's fastest engine here; small dots: its other engines; "
-        "rings: its top-1 was published at another size, or after training on more data, so it is not compared. The "
-        "bars span the quartiles of the repeats. Accuracies are the published ones, of float32 weights; they were not "
-        "measured here.</figcaption></figure>"
-        '<figure><h3>From the paper, not measured here</h3><div class="chart" id="paper" role="img" '
+        f"{choice}{_KEY}{here}<figcaption>Up and to the right is better. The line is the front: no network measured is "
+        "both faster and more accurate. Numbers name FasterViTs; each network stands where its fastest engine is, "
+        "small dots are its other engines. Rings are not compared: their top-1 was published at another size, or after "
+        "training on more data. Bars span the quartiles of the repeats. Accuracies are the published ones, of float32 "
+        "weights; they were not measured here.</figcaption></figure>"
+        "<figure><h3>From the paper, not measured here</h3>"
+        f'{_KEY}<div class="chart" id="paper" role="img" '
         'aria-label="Top-1 against images a second as the FasterViT paper gives them"></div><figcaption>What the '
         "FasterViT paper (arXiv 2306.06189) reports for an A100 GPU at batches of 128. Another machine, other "
         "software: only the order of the networks is to be compared.</figcaption></figure></div></section>"

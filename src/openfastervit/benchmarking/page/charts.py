@@ -1,10 +1,12 @@
 """The two charts, as Plotly takes them."""
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from openfastervit.benchmarking.cases import Row
+from openfastervit.benchmarking.cases import Key, Row
 from openfastervit.benchmarking.pareto import front
 from openfastervit.benchmarking.published import paper_speeds
 
@@ -45,19 +47,19 @@ def measured_chart(rows: Sequence[Row], best: Sequence[Row], precision: str, bat
     keys = {row.key for row in shown}
     slower = [row for row in here(rows) if row.key not in keys]
     on_front = [compared[i] for i in front([_point(row) for row in compared])]
+    usual = statistics.mode(row.height for row in compared) if compared else 0
     traces = [_front_line([_point(row) for row in on_front])]
     if slower:
-        traces.append(_points("other engines", slower, LINE, size=5, labels=set(), bars=False))
+        traces.append(_points("other engines", slower, LINE, {}, size=5))
     for name, peer, colour in (("peers", True, PEERS), ("FasterViT", False, OURS)):
-        labels = {row.key for row in on_front} | {row.key for row in shown if not row.peer}
+        named = [row for row in compared if row in on_front or not row.peer]
+        labels = {row.key: _label(row.model) + (f"@{row.height}" if row.height != usual else "") for row in named}
         own = [row for row in compared if row.peer == peer]
-        traces.append(_points(name, own, colour, size=11, labels=labels, bars=True))
+        traces.append(_points(name, own, colour, labels, size=11, bars=True))
         own = [row for row in apart if row.peer == peer]
-        if own:
-            traces.append(
-                _points(f"{name}, not compared", own, colour, size=10, labels=labels, bars=True, symbol="circle-open")
-            )
-    return {"data": traces, "layout": _layout("images a second, measured here", "top-1, published (%)")}
+        traces.append(_points(f"{name}, not compared", own, colour, {}, size=9, symbol="circle-open"))
+    speeds = [row.images_per_second or 0.0 for row in [*shown, *slower]]
+    return {"data": traces, "layout": _layout("images a second, measured here", "top-1, published (%)", speeds)}
 
 
 def paper_chart() -> dict[str, Any]:
@@ -76,7 +78,7 @@ def paper_chart() -> dict[str, Any]:
                 "x": [speed.images_per_second for _, speed in own],
                 "y": [speed.top1 for _, speed in own],
                 "text": [_label(speed.model) if ours or i in kept else "" for i, speed in own],
-                "textposition": "top center",
+                "textposition": "top center" if ours else "top right",
                 "marker": {"color": colour, "size": 10},
                 "hovertext": [
                     f"<b>{escape(speed.model)}</b><br>{speed.images_per_second:,.0f} images/s on an A100, batch 128"
@@ -86,11 +88,19 @@ def paper_chart() -> dict[str, Any]:
                 "hoverinfo": "text",
             }
         )
-    return {"data": traces, "layout": _layout("images a second, the paper's A100", "top-1, the paper's (%)")}
+    layout = _layout("images a second, the paper's A100", "top-1, the paper's (%)", [x for x, _ in points])
+    return {"data": traces, "layout": layout}
 
 
 def _points(
-    name: str, rows: Sequence[Row], colour: str, *, size: int, labels: set[Any], bars: bool, symbol: str = "circle"
+    name: str,
+    rows: Sequence[Row],
+    colour: str,
+    labels: Mapping[Key, str],
+    *,
+    size: int,
+    bars: bool = False,
+    symbol: str = "circle",
 ) -> dict[str, Any]:
     trace: dict[str, Any] = {
         "type": "scatter",
@@ -98,8 +108,8 @@ def _points(
         "name": name,
         "x": [row.images_per_second for row in rows],
         "y": [row.top1_published for row in rows],
-        "text": [_label(row.model) if row.key in labels else "" for row in rows],
-        "textposition": "top center",
+        "text": [labels.get(row.key, "") for row in rows],
+        "textposition": "top right" if rows and rows[0].peer else "top center",
         "marker": {"color": colour, "size": size, "symbol": symbol, "line": {"width": 2, "color": colour}},
         "hovertext": [_hover(row) for row in rows],
         "hoverinfo": "text",
@@ -155,16 +165,42 @@ def _front_line(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten, from below the least value to above the largest."""
+    if not values:
+        return []
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    ticks = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 5)]
+    first = max(i for i, tick in enumerate(ticks) if tick <= min(values))
+    last = min(i for i, tick in enumerate(ticks) if tick >= max(values))
+    return ticks[first : last + 1]
+
+
+def _layout(x: str, y: str, speeds: Sequence[float]) -> dict[str, Any]:
+    """Of both charts.
+
+    Args:
+        x: Title of the axis of speed.
+        y: Title of the axis of accuracy.
+        speeds: What the axis of speed shows.
+    """
+    ticks = _ticks(speeds)
     axis = {"zeroline": False, "showline": True, "linecolor": LINE, "gridcolor": "rgba(138,148,163,.25)"}
     return {
-        "xaxis": {**axis, "type": "log", "title": {"text": x}, "dtick": "D2", "exponentformat": "none"},
-        "yaxis": {**axis, "title": {"text": y}},
+        "xaxis": {
+            **axis,
+            "type": "log",
+            "title": {"text": x, "standoff": 10},
+            "tickvals": ticks,
+            "ticktext": [f"{tick:,g}" for tick in ticks],
+            "tickangle": 0,
+        },
+        "yaxis": {**axis, "title": {"text": y, "standoff": 8}, "ticksuffix": " "},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": LINE},
         "margin": {"l": 56, "r": 16, "t": 16, "b": 52},
-        "legend": {"orientation": "h", "y": -0.18, "x": 0, "yanchor": "top"},
+        "showlegend": False,
         "hoverlabel": {"bgcolor": "#1b2430", "bordercolor": "#1b2430", "font": {"color": "#ffffff", "size": 13}},
         "hovermode": "closest",
         "dragmode": False,

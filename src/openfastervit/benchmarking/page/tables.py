@@ -14,13 +14,12 @@ def verdicts(best: Sequence[Row]) -> str:
         best: Rows of each network's fastest engine, judged across engines.
     """
     lines = []
-    for row in best:
-        if row.peer:
-            continue
+    ours = [row for row in best if not row.peer]
+    for row in ours:
         names = ", ".join(row.not_faster_than.split())
         if not row.comparable:
-            verdict, kind = _why_not(row), "open"
-        elif names:
+            continue
+        if names:
             verdict, kind = f"not faster than {names}", "behind"
         else:
             verdict, kind = "faster than all measured of equal or better top-1", "ahead"
@@ -30,6 +29,7 @@ def verdicts(best: Sequence[Row]) -> str:
             f"<td>{number(row.images_per_second)}</td><td>{number(row.top1_published)}</td>"
             f'<td class="text">{escape(verdict)}</td></tr>'
         )
+    apart = len(ours) - len(lines)
     if not lines:
         return ""
     return (
@@ -40,7 +40,7 @@ def verdicts(best: Sequence[Row]) -> str:
         f'<div class="wide"><table><thead><tr><th scope="col">network</th><th scope="col">precision</th>'
         '<th scope="col">batch</th><th scope="col">size</th><th scope="col">engine</th><th scope="col">images/s</th>'
         f'<th scope="col">top-1</th><th scope="col">verdict</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
-        "</div></section>"
+        f"</div>{_apart(apart)}</section>"
     )
 
 
@@ -117,7 +117,8 @@ def _range(row: Row) -> str:
     return f"{number(row.images_per_second_q1)} to {number(row.images_per_second_q3)}"
 
 
-def _why_not(row: Row) -> str:
-    if row.top1_published is None:
-        return "not compared: no published top-1"
-    return f"not compared: its top-1 was published at {row.top1_size}"
+def _apart(count: int) -> str:
+    """How many results are in no comparison."""
+    if not count:
+        return ""
+    return f"<p>{count} more {'is' if count == 1 else 'are'} not compared: no top-1 was published at their size.</p>"

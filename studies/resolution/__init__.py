@@ -1,0 +1,1 @@
+"""What hierarchical, windowed and full attention cost as images grow."""
