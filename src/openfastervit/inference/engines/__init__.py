@@ -42,6 +42,15 @@ _HERE = "openfastervit.inference.engines"
 ENGINES: dict[str, EngineKind] = {
     "torch-eager": EngineKind(f"{_HERE}.torch:eager", ("fp32", "bf16", "fp16")),
     "torch-folded": EngineKind(f"{_HERE}.torch:folded", ("fp32", "bf16", "fp16")),
+    "openvino": EngineKind(
+        f"{_HERE}.openvino:build", ("fp32", "bf16", "fp16", "int8"), ("openvino", "nncf"), "openvino"
+    ),
+    "onnxruntime": EngineKind(
+        f"{_HERE}.onnxruntime:build", ("fp32", "fp16", "int8"), ("onnx", "onnxscript", "onnxruntime"), "export"
+    ),
+    "tensorrt": EngineKind(
+        f"{_HERE}.tensorrt:build", ("fp32", "fp16", "bf16"), ("tensorrt", "onnx", "onnxscript"), "tensorrt"
+    ),
 }
 """Every engine by name, installed or not."""
 
