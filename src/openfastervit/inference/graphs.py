@@ -1,49 +1,276 @@
 """A network as a graph: of ``torch.export``, of ONNX, of OpenVINO. The batch is open; height and width may be."""
 
-from typing import TYPE_CHECKING
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from openfastervit.inference.engines.engine import DTYPES, in_channels
+from openfastervit.inference.engines.engine import DTYPES, Precision, in_channels
+from openfastervit.inference.fold import FoldedAttention
+from openfastervit.layers.windows import (
+    crop,
+    map_to_windows,
+    pad_to_windows,
+    spread_carriers,
+    window_counts,
+    windows_to_map,
+)
 
 if TYPE_CHECKING:
+    import onnx_ir
     import openvino
 
 OPEN_SIDES = (33, 16384)
-"""Heights and widths that a graph of open size takes: at 32 and below, sizes decide which operations run."""
+"""Heights and widths that a graph of open size takes: at 32 and below, sizes decide which operations run.
+
+A program of ``torch.export`` for a network with carriers also wants more than one window, and says so where there is
+one: it checks what was assumed in tracing. ONNX and OpenVINO graphs of it are right at one window too."""
+OPSET = 20
+"""Of ONNX: the first with GELU."""
+_UNHEARD = -1e4
+"""Added to an attention weight's logarithm: exp of it is 0 in every precision, and it is a number in float16."""
+
+
+class GraphError(ValueError):
+    """A network cannot be made a graph: the message says why."""
 
 
 def to_program(
-    network: nn.Module, size: tuple[int, int] | None, *, trace_size: tuple[int, int] = (224, 224)
+    network: nn.Module,
+    size: tuple[int, int] | None,
+    *,
+    trace_size: tuple[int, int] = (224, 224),
+    dtype: torch.dtype | None = None,
 ) -> ExportedProgram:
     """A network in evaluation mode as ``torch.export`` sees it, for any batch.
 
     Args:
         network: From images to logits, as ``deployable`` makes it.
         size: Height and width of the images; None for any.
-        trace_size: What an open size is traced at.
+        trace_size: What an open size is traced at; a FasterViT must have several windows there.
+        dtype: Of the images, where it is not that of the weights.
+
+    Raises:
+        GraphError: If the network's operations depend on a size that should be open.
     """
     parameter = next(network.parameters())
     height, width = size or trace_size
-    images = torch.zeros(2, in_channels(network), height, width, device=parameter.device, dtype=parameter.dtype)
+    example = torch.zeros(
+        2, in_channels(network), height, width, device=parameter.device, dtype=dtype or parameter.dtype
+    )
     dims: dict[int, Dim] = {0: Dim("batch", min=1, max=65536)}
     if size is None:
+        network = _size_free(network)
         dims |= {2: Dim("height", min=OPEN_SIDES[0], max=OPEN_SIDES[1])}
         dims |= {3: Dim("width", min=OPEN_SIDES[0], max=OPEN_SIDES[1])}
-    with torch.no_grad():
-        return torch.export.export(network, (images,), dynamic_shapes=(dims,))
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (example,), dynamic_shapes=(dims,))
+    except torch._dynamo.exc.UserError as error:
+        open_axes = "batch" if size is not None else "batch, height and width"
+        raise GraphError(
+            f"{type(network).__name__} has no graph with open {open_axes}: {str(error).splitlines()[0]}; "
+            + ("give the images' size" if size is None else "use an engine of torch")
+        ) from error
 
 
-def to_openvino(network: nn.Module, size: tuple[int, int] | None) -> "openvino.Model":
-    """A network as an OpenVINO model in float32, for any batch."""
+def to_precision(network: nn.Module, precision: Precision) -> nn.Module:
+    """A network whose weights and products have a precision, images and logits staying float32. Changes ``network``.
+
+    Raises:
+        ValueError: For int8, which a conversion of types does not make.
+    """
+    if precision not in DTYPES:
+        raise ValueError(f"precision={precision!r} is not one of floating point: {', '.join(DTYPES)}")
+    return network.float() if precision == "fp32" else _Cast(network.to(DTYPES[precision]), DTYPES[precision])
+
+
+class _Cast(nn.Module):
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.network(images.to(self.dtype))).float()
+
+
+def to_openvino(
+    network: nn.Module, size: tuple[int, int] | None, *, dtype: torch.dtype = torch.float32
+) -> "openvino.Model":
+    """A network as an OpenVINO model in float32, for any batch. Its input is ``images``, or ``pixels`` if 8-bit."""
     import openvino
 
-    program = to_program(network.to(DTYPES["fp32"]), size)
+    program = to_program(network.to(DTYPES["fp32"]), size, dtype=dtype)
     model = openvino.convert_model(program)
     height, width = size or (-1, -1)
     model.reshape({model.inputs[0]: openvino.PartialShape([-1, in_channels(network), height, width])})
-    model.inputs[0].get_tensor().set_names({"images"})
+    model.inputs[0].get_tensor().set_names({input_name(dtype)})
     model.outputs[0].get_tensor().set_names({"logits"})
     return model
+
+
+def to_onnx(network: nn.Module, size: tuple[int, int] | None, *, dtype: torch.dtype = torch.float32) -> "onnx_ir.Model":
+    """A network as an ONNX model in the precision of its weights, for any batch.
+
+    Its input is ``images``, or ``pixels`` if 8-bit; its output ``logits``.
+
+    Raises:
+        GraphError: If it has operations that ONNX has not, or that depend on a size that should be open.
+    """
+    import onnx_ir
+
+    program = to_program(network, size, dtype=dtype)
+    with _quietly():
+        try:
+            exported = torch.onnx.export(
+                program,
+                input_names=[input_name(dtype)],
+                output_names=["logits"],
+                opset_version=OPSET,
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise GraphError(
+                f"{type(network).__name__} has no ONNX graph: {str(cause).splitlines()[0]}; use an engine of torch"
+            ) from error
+    assert exported is not None  # only with dynamo=False
+    model = exported.model
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in model.graph.outputs:
+                value.shape = None  # in the tracer's names of open sizes; runtimes infer their own
+    (images,), (logits,) = model.graph.inputs, model.graph.outputs
+    images.shape = onnx_ir.Shape(["batch", in_channels(network), *(size or ("height", "width"))])
+    assert logits.shape is not None
+    logits.shape = onnx_ir.Shape(["batch", *logits.shape[1:]])
+    return model
+
+
+def input_name(dtype: torch.dtype) -> str:
+    """What a graph's input is called."""
+    return "pixels" if dtype == torch.uint8 else "images"
+
+
+def _translations() -> dict[Any, Any]:
+    """Operations that torch's exporter to ONNX takes in fewer forms than networks have them."""
+    import onnx_ir
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+
+    def remainder(dividend: Any, divisor: Any) -> Any:
+        """By a number that follows from open sizes, too."""
+        return op.Mod(dividend, op.CastLike(divisor, dividend))
+
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        """With any number of axes before tokens and channels."""
+        if dropout_p or is_causal or enable_gqa:
+            raise NotImplementedError("attention with dropout, causal or with grouped queries")
+        rank, width = len(query.shape), query.shape[-1]
+        scale = width**-0.5 if scale is None else scale
+        if scale != 1:
+            query = op.Mul(query, op.CastLike(op.Constant(value_float=scale), query))
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        weights = op.MatMul(query, op.Transpose(key, perm=order))
+        if attn_mask is not None and attn_mask.dtype is onnx_ir.DataType.BOOL:
+            lowest = op.CastLike(op.Constant(value_float=float("-inf")), weights)
+            weights = op.Where(attn_mask, weights, lowest)
+        elif attn_mask is not None:
+            weights = op.Add(weights, attn_mask)
+        return op.MatMul(op.Softmax(weights, axis=-1), value)
+
+    return {
+        torch.ops.aten.remainder.Scalar: remainder,
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+    }
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter says of its own making."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --- Any size, in one graph -------------------------------------------------------------------------------------------
+
+
+def _size_free(network: nn.Module) -> nn.Module:
+    """A copy with the same outputs whose operations do not depend on the size. It shares the weights."""
+    tensors = (*network.parameters(), *network.buffers())
+    free = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for name, module in list(free.named_modules()):
+        if isinstance(module, FoldedAttention) and module.carrier_init is not None:
+            free.set_submodule(name, _OpenAttention(module))
+    return free
+
+
+class _OpenAttention(nn.Module):
+    """A folded stage with carriers at every size. A map of one window has none: there, nobody hears them.
+
+    A graph cannot branch on the number of windows, and runtimes of ONNX and OpenVINO would not check it.
+    """
+
+    def __init__(self, stage: FoldedAttention) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, C, H, W)``."""
+        stage = self.stage
+        assert stage.carrier_init is not None
+        height, width = x.shape[2], x.shape[3]
+        counts = window_counts(height, width, stage.window)
+        x = pad_to_windows(x, stage.window, counts)
+        carriers = stage.carrier_init(x, stage.window, counts)
+        several = torch.ones(counts[0] * counts[1], device=x.device).sum() > 1.5
+        x = map_to_windows(x, stage.window, counts)
+        for block in stage.blocks:
+            x, carriers = _open_block(block, x, carriers, counts, several)
+        return crop(windows_to_map(x, stage.window, counts), height, width)
+
+
+def _open_block(
+    block: Any, x: Tensor, carriers: Tensor, counts: tuple[int, int], several: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A folded block on windows ``(B*n, N, C)`` and carriers ``(B, n*K, C)``, heard where there are several windows."""
+    k, channels, batch = block.carrier_size**2, x.shape[2], carriers.shape[0]
+    x = x + block.position
+    position, bias = block.carrier_positions(counts, x)
+    carriers = block.carriers_attend(carriers + position, bias)
+    x = torch.cat((carriers.reshape(-1, k, channels), x), dim=1)
+    heard = several.to(x.dtype)
+    columns = F.pad(((1 - heard) * _UNHEARD).expand(k), (0, block.bias.shape[-1]))
+    x = block.attend(x, F.pad(block.bias, (k, 0, k, 0)) + columns)
+    local, x = x[:, :k], x[:, k:]
+    if block.propagate:
+        x = x + heard * block.carrier_scale(spread_carriers(local, block.carrier_size, block.window))
+    return x, local.reshape(batch, counts[0] * counts[1] * k, channels)
