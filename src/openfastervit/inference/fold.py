@@ -16,7 +16,7 @@ Shapes: ``B`` batch, ``C`` channels, ``n`` windows an image, ``K`` carriers and 
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ from openfastervit.models.fastervit import AttentionStage, ConvStage, FasterViT
 
 HEAD_MULTIPLE = 8
 """Heads are padded to a multiple of this width: what fused attention takes on GPUs, and half a vector on CPUs."""
+
+Activation = Literal["none", "relu", "gelu"]
 
 
 @torch.no_grad()
@@ -149,24 +151,64 @@ class _Mean(nn.Module):
         return x.mean((2, 3))
 
 
+class FusedConv2d(nn.Conv2d):
+    """``activation(conv(x)) + residual``: what a backend may compute at once."""
+
+    def __init__(self, like: nn.Conv2d, activation: Activation = "none", *, bias: bool = True) -> None:
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            cast("tuple[int, int]", like.kernel_size),
+            stride=cast("tuple[int, int]", like.stride),
+            padding=cast("tuple[int, int]", like.padding),
+            groups=like.groups,
+            bias=bias,
+            device=like.weight.device,
+            dtype=like.weight.dtype,
+        )
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = _activate(super().forward(x), self.activation)
+        return x if residual is None else residual + x
+
+
+class FusedLinear(nn.Linear):
+    """``activation(linear(x)) + residual``: what a backend may compute at once."""
+
+    def __init__(self, in_features: int, out_features: int, like: nn.Linear, activation: Activation = "none") -> None:
+        super().__init__(in_features, out_features, device=like.weight.device, dtype=like.weight.dtype)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = _activate(super().forward(x), self.activation)
+        return x if residual is None else residual + x
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "none":
+        return x
+    return F.gelu(x) if activation == "gelu" else F.relu(x)
+
+
 class _FoldedStem(nn.Module):
     def __init__(self, stem: Stem) -> None:
         super().__init__()
-        self.conv1 = _convolution(stem.conv1, stem.norm1)
-        self.conv2 = _convolution(stem.conv2, stem.norm2)
+        self.conv1 = _convolution(stem.conv1, stem.norm1, "relu")
+        self.conv2 = _convolution(stem.conv2, stem.norm2, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))))
+        return cast(Tensor, self.conv2(self.conv1(x)))
 
 
 class _FoldedConvBlock(nn.Module):
     def __init__(self, block: ConvBlock) -> None:
         super().__init__()
-        self.conv1 = _convolution(block.conv1, block.norm1)
+        self.conv1 = _convolution(block.conv1, block.norm1, "gelu")
         self.conv2 = _convolution(block.conv2, block.norm2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.conv1(x)))
+        return cast(Tensor, self.conv2(self.conv1(x), x))
 
 
 class _FoldedDownsample(nn.Module):
@@ -394,7 +436,7 @@ class _FoldedLayer(nn.Module):
         width = dim // self.num_heads
         self.head_dim = -(-width // multiple) * multiple
         self.qkv, self.proj = _padded_attention(attention, layer.norm1, _scale(layer.scale1), self.head_dim)
-        self.fc1 = _linear(layer.mlp.fc1, in_scale=layer.norm2.weight, in_shift=layer.norm2.bias)
+        self.fc1 = _linear(layer.mlp.fc1, in_scale=layer.norm2.weight, in_shift=layer.norm2.bias, activation="gelu")
         self.fc2 = _linear(layer.mlp.fc2, out_scale=_scale(layer.scale2))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -404,8 +446,8 @@ class _FoldedLayer(nn.Module):
         qkv = qkv.view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0), scale=1.0)
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
-        return x + self.fc2(F.gelu(self.fc1(F.layer_norm(x, (channels,), eps=self.eps2))))
+        x = self.proj(y.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim), x)
+        return cast(Tensor, self.fc2(self.fc1(F.layer_norm(x, (channels,), eps=self.eps2)), x))
 
 
 # --- The algebra ----------------------------------------------------------------------------------------------------
@@ -422,7 +464,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
+def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation: Activation = "none") -> FusedConv2d:
     """A convolution and the batch norm behind it as one, channels-last."""
     weight = conv.weight.double()
     bias = None if conv.bias is None else conv.bias.double()
@@ -430,15 +472,7 @@ def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> nn.Conv
         scale, shift = _affine(norm)
         weight = weight * scale[:, None, None, None]
         bias = shift if bias is None else bias * scale + shift
-    folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        cast("tuple[int, int]", conv.kernel_size),
-        stride=cast("tuple[int, int]", conv.stride),
-        padding=cast("tuple[int, int]", conv.padding),
-        groups=conv.groups,
-        bias=bias is not None,
-    ).to(conv.weight)
+    folded = FusedConv2d(conv, activation, bias=bias is not None)
     _set(folded, weight, bias)
     return folded.to(memory_format=torch.channels_last)
 
@@ -449,8 +483,22 @@ def _linear(
     in_scale: Tensor | None = None,
     in_shift: Tensor | None = None,
     out_scale: Tensor | None = None,
-) -> nn.Linear:
+    activation: Activation = "none",
+) -> FusedLinear:
     """``out_scale * linear(in_scale * x + in_shift)`` as one linear layer."""
+    weight, bias = _weights(linear, in_scale, in_shift, out_scale)
+    folded = FusedLinear(linear.in_features, linear.out_features, linear, activation)
+    _set(folded, weight, bias)
+    return folded
+
+
+def _weights(
+    linear: nn.Linear,
+    in_scale: Tensor | None = None,
+    in_shift: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same as weight and bias in float64."""
     weight = linear.weight.double()
     bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()
     if in_shift is not None:
@@ -459,35 +507,26 @@ def _linear(
         weight = weight * in_scale.double()
     if out_scale is not None:
         weight, bias = weight * out_scale.double()[:, None], bias * out_scale.double()
-    folded = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
-    _set(folded, weight, bias)
-    return folded
+    return weight, bias
 
 
 def _padded_attention(
     attention: Attention, norm: nn.LayerNorm, out_scale: Tensor | None, head_dim: int
-) -> tuple[nn.Linear, nn.Linear]:
+) -> tuple[FusedLinear, FusedLinear]:
     """``qkv`` and ``proj`` of heads ``head_dim`` wide: added queries, keys and values are 0 and change nothing."""
-    qkv = _linear(attention.qkv, in_scale=norm.weight, in_shift=norm.bias)
-    weight, bias = _exact(attention.qkv, norm)
-    proj = _linear(attention.proj, out_scale=out_scale)
     dim, heads = attention.proj.in_features, attention.num_heads
     width = dim // heads
+    more = head_dim - width
+    weight, bias = _weights(attention.qkv, norm.weight, norm.bias)
     weight, bias = weight.view(3, heads, width, dim).clone(), bias.view(3, heads, width).clone()
     weight[0] *= width**-0.5
     bias[0] *= width**-0.5
-    more = head_dim - width
-    wide_qkv = nn.Linear(dim, 3 * heads * head_dim).to(qkv.weight)
-    _set(wide_qkv, F.pad(weight, (0, 0, 0, more)).reshape(-1, dim), F.pad(bias, (0, more)).reshape(-1))
-    wide_proj = nn.Linear(heads * head_dim, dim).to(proj.weight)
-    _set(wide_proj, F.pad(proj.weight.view(dim, heads, width), (0, more)).reshape(dim, -1), proj.bias)
-    return wide_qkv, wide_proj
-
-
-def _exact(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias, in float64, of a linear layer with the norm's affine part before it."""
-    weight = linear.weight.double()
-    return weight * norm.weight.double(), linear.bias.double() + weight @ norm.bias.double()
+    qkv = FusedLinear(dim, 3 * heads * head_dim, attention.qkv)
+    _set(qkv, F.pad(weight, (0, 0, 0, more)).reshape(-1, dim), F.pad(bias, (0, more)).reshape(-1))
+    weight, bias = _weights(attention.proj, out_scale=out_scale)
+    proj = FusedLinear(heads * head_dim, dim, attention.proj)
+    _set(proj, F.pad(weight.view(dim, heads, width), (0, more)).reshape(dim, -1), bias)
+    return qkv, proj
 
 
 def _scale(module: nn.Module) -> Tensor | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from openfastervit.inference import onednn
 from openfastervit.inference.engines.engine import (
     DTYPES,
     EngineError,
@@ -64,6 +65,8 @@ def eager(network: nn.Module, settings: Settings) -> TorchEngine:
 
 
 def folded(network: nn.Module, settings: Settings) -> TorchEngine:
-    """The network made ready by ``deployable``."""
+    """The network made ready by ``deployable``; on CPUs its products are oneDNN's."""
     call = _placed(deployable(network, settings.size), settings)
+    if torch.device(settings.device).type == "cpu" and onednn.available(DTYPES[settings.precision]):
+        call = onednn.pack(call)
     return TorchEngine("torch-folded", call, settings, in_channels(network))
