@@ -4,10 +4,7 @@ The file ``rows.csv`` appears when it is complete. Until then all of the job lie
 
 - ``settings.json``: what the job was begun with. A job with other settings is refused.
 - ``rows``: the rows so far. ``unreadable.jsonl``: the images without a row, and why.
-- ``journal.jsonl``: a line for each batch: how many images are done, the lengths and CRC-32 of the two files then.
-
-To go on, the last line of the journal that the files bear out counts, and what lies after it is cut off: a half-written
-row, a block that the power cut left empty. Then the job works on from the image after it.
+- ``journal.jsonl``: how far these two are whole, a line for each batch; see ``Journal``.
 
 Beside the complete file stand ``rows.csv.json``, which tells what made it, and ``rows.csv.unreadable.jsonl`` if some
 images have no row.
@@ -18,14 +15,13 @@ import errno
 import json
 import os
 import shutil
-import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from io import FileIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from openfastervit.inference.journal import Journal, failure_line, read_failures
 
 fcntl: ModuleType | None
 try:
@@ -33,9 +29,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-SYNC_SECONDS = 5.0
-"""Between flushes to the disk: what a power cut may cost. A killed process loses no batch that was done."""
-_READ = 1 << 20
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -48,36 +41,6 @@ class Finished(NamedTuple):
 
     images: int
     unreadable: int
-
-
-class _Extent(NamedTuple):
-    """The start of a file: its length in bytes and its CRC-32."""
-
-    length: int = 0
-    crc: int = 0
-
-    def grown(self, data: bytes) -> "_Extent":
-        return _Extent(self.length + len(data), zlib.crc32(data, self.crc))
-
-
-class _Mark(NamedTuple):
-    """A line of the journal: the job after a batch."""
-
-    images: int = 0
-    failed: int = 0
-    rows: _Extent = _Extent()
-    unreadable: _Extent = _Extent()
-
-    def line(self) -> bytes:
-        return json.dumps([self.images, self.failed, *self.rows, *self.unreadable]).encode() + b"\n"
-
-    @classmethod
-    def read(cls, line: bytes) -> "_Mark":
-        """Raises ``ValueError`` if the line is not whole."""
-        if not line.endswith(b"\n"):
-            raise ValueError("cut off")
-        images, failed, length, crc, other_length, other_crc = map(int, json.loads(line))
-        return cls(images, failed, _Extent(length, crc), _Extent(other_length, other_crc))
 
 
 class Job:
@@ -109,10 +72,11 @@ class Job:
         """
         finished = self._finished()
         begun = self._begun()
-        # The rows' last step is to move out of the folder, into their place.
-        if begun is not None and self._same(finished) and not (self.part / "rows").exists():
-            with contextlib.suppress(JobError), _locked(self.part):
-                self._remove()
+        # A job's last steps: the rows move to their place, the settings go, and then the folder.
+        if self._same(finished) and (begun is None or not (self.part / "rows").exists()):
+            if self.part.is_dir():
+                with contextlib.suppress(JobError), _locked(self.part):
+                    self._remove()
         elif begun is not None:
             there = {**begun.get("settings", {}), **begun.get("versions", {})}
             differences = _differences(there, {**self.settings, **self.versions})
@@ -141,7 +105,7 @@ class Job:
     def failures(self) -> Iterator[tuple[str, str]]:
         """Images without a row in the complete file, each with the reason."""
         if self.unreadable.exists():
-            yield from _read_failures(self.unreadable)
+            yield from read_failures(self.unreadable)
 
     @contextlib.contextmanager
     def begin(
@@ -168,26 +132,29 @@ class Job:
             raise JobError(f"{self.part} is in the way: remove it, or give another --out")
         self.part.mkdir(parents=True, exist_ok=True)
         with _locked(self.part):
-            if overwrite:
-                self._forget()
-            elif self.look() is not None:
-                raise JobError(f"{self.path} is complete; give --overwrite to make it anew")
             rows = None
-            anew = self._begun() is None
             try:
-                if anew:
+                if overwrite:
+                    self._forget()
+                elif self.look() is not None:
+                    raise JobError(f"{self.path} is complete; give --overwrite to make it anew")
+                if self._begun() is None:
                     begun = {"settings": self.settings, "versions": self.versions, "chosen": dict(chosen or {})}
-                    _write_json(self.part / "settings.json", begun)
+                    _write_json(self.part / "settings.json", begun, self.part)
                 rows = GrowingRows(self, header, convert)
                 yield rows
             finally:
                 if rows is not None:
                     rows.close()
-                if self.part.exists() and (anew if rows is None else rows.done == 0):
+                if self.part.exists() and (self._begun() is None if rows is None else rows.done == 0):
                     self._remove()
 
     def _begun(self) -> dict[str, Any] | None:
-        return _read_json(self.part / "settings.json")
+        path = self.part / "settings.json"
+        begun = _read_json(path)
+        if begun is None and path.exists():
+            raise JobError(f"{path} is damaged; give --overwrite to begin anew, or another --out")
+        return begun
 
     def _finished(self) -> dict[str, Any] | None:
         """What is told of the complete file, if it is the one that this was told of."""
@@ -200,16 +167,15 @@ class Job:
         return finished is not None and finished["settings"] == self.settings
 
     def _forget(self) -> None:
-        """Empty the folder; first what makes it count goes."""
-        (self.part / "settings.json").unlink(missing_ok=True)
-        for path in self.part.iterdir():
-            if path.name != ".lock":
-                path.unlink()
+        """Empty the folder of what is ours in it; first what makes it count goes."""
+        for name in ("settings.json", *Journal.NAMES, "converted", "temporary"):
+            (self.part / name).unlink(missing_ok=True)
 
     def _remove(self) -> None:
-        """Remove the folder. Who waits for its lock finds that it is gone."""
+        """Remove the folder. Who opened its lock meanwhile finds that it is gone."""
         self._forget()
-        shutil.rmtree(self.part)
+        (self.part / ".lock").unlink(missing_ok=True)
+        self.part.rmdir()
 
 
 class GrowingRows:
@@ -218,36 +184,31 @@ class GrowingRows:
     def __init__(self, job: Job, header: bytes, convert: Callable[[Path, Path], None] | None) -> None:
         self._job = job
         self._convert = convert
-        self._rows_path, self._failures_path = job.part / "rows", job.part / "unreadable.jsonl"
-        self._mark, journal_length = _last_mark(job.part)
-        self._pending: list[bytes] = [] if self._mark.rows.length else [header]
-        self._pending_failures: list[bytes] = []
-        self._rows = _opened(self._rows_path, self._mark.rows.length)
-        self._failures = _opened(self._failures_path, self._mark.unreadable.length)
-        self._journal = _opened(job.part / "journal.jsonl", journal_length)
-        self._synced_at = time.monotonic()
+        self._journal = Journal(job.part)
+        self._rows: list[bytes] = [header] if self._journal.empty else []
+        self._failures: list[bytes] = []
 
     @property
     def done(self) -> int:
         """Images that are dealt with, from the first."""
-        return self._mark.images
+        return self._journal.images
 
     @property
     def failed(self) -> int:
         """Of these, how many have no row."""
-        return self._mark.failed
+        return self._journal.failed
 
     def failures(self) -> Iterator[tuple[str, str]]:
         """Those without a row among the images done, each with the reason."""
-        yield from _read_failures(self._failures_path)
+        return self._journal.failures()
 
     def add(self, row: bytes) -> None:
         """The next image's row."""
-        self._pending.append(row)
+        self._rows.append(row)
 
     def fail(self, image: str, reason: str) -> None:
         """The next image has no row."""
-        self._pending_failures.append(json.dumps({"image": image, "reason": reason}).encode() + b"\n")
+        self._failures.append(failure_line(image, reason))
 
     def mark(self, images: int) -> None:
         """So many images are done, from the first: they are written, and the job would go on after them.
@@ -255,21 +216,10 @@ class GrowingRows:
         Raises:
             OSError: If they cannot be written: the disk is full.
         """
-        if images == self.done and not self._pending:
-            return
-        rows, failures = b"".join(self._pending), b"".join(self._pending_failures)
-        mark = _Mark(
-            images,
-            self._mark.failed + len(self._pending_failures),
-            self._mark.rows.grown(rows),
-            self._mark.unreadable.grown(failures),
-        )
-        for file, data in ((self._rows, rows), (self._failures, failures), (self._journal, mark.line())):
-            _write(file, data)
-        self._mark = mark
-        self._pending, self._pending_failures = [], []
-        if time.monotonic() - self._synced_at > SYNC_SECONDS:
-            self._sync()
+        if images > self.done or self._rows:
+            failed = self.failed + len(self._failures)
+            self._journal.mark(images, failed, b"".join(self._rows), b"".join(self._failures))
+            self._rows, self._failures = [], []
 
     def finish(self, images: int) -> None:
         """All images are done, so many: the file gets its name, and the folder goes.
@@ -278,16 +228,15 @@ class GrowingRows:
             OSError: If something cannot be written. The rows are kept, and the job can be finished by another.
         """
         self.mark(images)
-        self._sync()
         self.close()
-        job, complete = self._job, self._rows_path
+        job, complete = self._job, self._journal.rows
         if self._convert is not None:
             complete = job.part / "converted"
-            self._convert(self._rows_path, complete)
+            self._convert(self._journal.rows, complete)
             with complete.open("rb+") as file:
                 os.fsync(file.fileno())
         if self.failed:
-            _replace(job.unreadable, lambda temporary: shutil.copyfile(self._failures_path, temporary))
+            _replace(job.unreadable, lambda temporary: shutil.copyfile(self._journal.unreadable, temporary), job.part)
         else:
             job.unreadable.unlink(missing_ok=True)
         told = {
@@ -298,77 +247,14 @@ class GrowingRows:
             "chosen": job.chosen(),
             "versions": job.versions,
         }
-        _write_json(job.record, told)
+        _write_json(job.record, told, job.part)
         os.replace(complete, job.path)
         _sync_folder(job.path.parent)
         job._remove()
 
     def close(self) -> None:
         """Flush what is marked to the disk, and let go of the files."""
-        if not self._rows.closed:
-            self._sync()
-            for file in (self._rows, self._failures, self._journal):
-                file.close()
-
-    def _sync(self) -> None:
-        for file in (self._rows, self._failures, self._journal):
-            os.fsync(file.fileno())
-        self._synced_at = time.monotonic()
-
-
-def _last_mark(part: Path) -> tuple[_Mark, int]:
-    """The last line of the journal that the files bear out, and the journal's length with it."""
-    last, length = _Mark(), 0
-    journal, rows, unreadable = (part / name for name in ("journal.jsonl", "rows", "unreadable.jsonl"))
-    if not (journal.exists() and rows.exists() and unreadable.exists()):
-        return last, length
-    with journal.open("rb") as lines, rows.open("rb") as row_file, unreadable.open("rb") as failure_file:
-        for line in lines:
-            try:
-                mark = _Mark.read(line)
-            except ValueError:
-                break
-            if not (
-                _bears_out(row_file, last.rows, mark.rows)
-                and _bears_out(failure_file, last.unreadable, mark.unreadable)
-            ):
-                break
-            last, length = mark, length + len(line)
-    return last, length
-
-
-def _bears_out(file: Any, known: _Extent, told: _Extent) -> bool:
-    """Whether a file that was read as far as ``known`` goes on as ``told``."""
-    while known.length < told.length:
-        data = file.read(min(_READ, told.length - known.length))
-        if not data:
-            return False
-        known = known.grown(data)
-    return known == told
-
-
-def _opened(path: Path, length: int) -> FileIO:
-    """A file cut to a length, to be written on from there, without a buffer of Python's."""
-    file = FileIO(path, "ab")
-    file.truncate(length)
-    return file
-
-
-def _write(file: FileIO, data: bytes) -> None:
-    rest = memoryview(data)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        error.filename = str(file.name)
-        raise
-
-
-def _read_failures(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open("rb") as file:
-        for line in file:
-            failure = json.loads(line)
-            yield failure["image"], failure["reason"]
+        self._journal.close()
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -393,21 +279,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+def _write_json(path: Path, content: Mapping[str, Any], beside: Path) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), beside)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, flush it to the disk, and move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _replace(path: Path, write: Callable[[Path], object], folder: Path) -> None:
+    """Write a file in the job's folder, flush it to the disk, and move it to its place."""
+    temporary = folder / "temporary"
+    write(temporary)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
