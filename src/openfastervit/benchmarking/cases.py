@@ -153,33 +153,6 @@ def to_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def from_csv(text: str) -> list[Row]:
-    """What ``to_csv`` wrote.
-
-    Raises:
-        ValueError: If a line is not such a row.
-    """
-    rows = []
-    for line in csv.DictReader(io.StringIO(text)):
-        values: dict[str, Any] = {}
-        for column in fields(Row):
-            if column.name not in line:
-                raise ValueError(f"results.csv has no column {column.name!r}: it is of another version, or no results")
-            values[column.name] = _value(line[column.name], str(column.type))
-        rows.append(Row(**values))
-    return rows
-
-
-def _value(cell: str, kind: str) -> str | int | float | bool | None:
-    if "None" in kind and cell == "":
-        return None
-    if kind.startswith("int"):
-        return int(cell)
-    if kind.startswith("float"):
-        return float(cell)
-    return cell == "true" if kind == "bool" else cell
-
-
 def _cell(value: object) -> str:
     if value is None:
         return ""

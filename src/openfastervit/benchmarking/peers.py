@@ -33,6 +33,10 @@ DEFAULT_PEERS: tuple[str, ...] = (
 """What somebody who looks for a backbone would weigh today."""
 
 
+CLASSES = 1000
+"""Of all networks; some of timm's would have others, as their first weights do."""
+
+
 def resolve_peer(name: str) -> str:
     """The name that timm has for a network: itself, or one that adds its patch, window and size to it (``swin_tiny``).
 
@@ -74,6 +78,6 @@ def build_network(name: str, size: tuple[int, int], *, peer: bool, options: Mapp
     config = timm.get_pretrained_cfg(architecture)
     fixed: dict[str, Any] = {"img_size": size} if config is not None and config.fixed_input_size else {}
     try:
-        return timm.create_model(architecture, pretrained=False, **fixed).eval()
+        return timm.create_model(architecture, pretrained=False, num_classes=CLASSES, **fixed).eval()
     except (TypeError, AssertionError) as error:  # how timm's networks refuse a size
         raise ValueError(f"{name} cannot be built for {size[0]} x {size[1]}: {error}") from error

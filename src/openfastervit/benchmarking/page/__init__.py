@@ -61,11 +61,10 @@ def in_words(best: Sequence[Row]) -> str:
         return "No peer was measured at the size that its accuracy was published at: there is nothing to compare with."
     on_front = sum(row in on for group in groups(best) for on in [front_rows(best, *group)] for row in compared)
     beaten = sum(bool(peers_beating(row, best)) for row in compared)
-    count = len(compared)
+    results = f"{len(compared)} result{'' if len(compared) == 1 else 's'}"
     return (
-        f"Of {count} results of FasterViTs, each with the fastest of the engines measured, {on_front} "
-        f"{'is' if on_front == 1 else 'are'} on the front of accuracy and speed, and {beaten} "
-        f"{'is' if beaten == 1 else 'are'} not faster than a peer of equal or better published top-1."
+        f"Of {results} of FasterViTs, each with the fastest of the engines measured, {_are(on_front)} on the front of "
+        f"accuracy and speed, and {_are(beaten)} not faster than a peer of equal or better published top-1."
     )
 
 
@@ -87,6 +86,10 @@ _KEY = (
     '<p class="key"><span class="ours">FasterViT</span> <span class="peers">other networks</span> '
     '<span class="front">front</span></p>'
 )
+
+
+def _are(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 def _charts(names: list[str]) -> str:
