@@ -42,6 +42,8 @@ _HERE = "openfastervit.inference.engines"
 ENGINES: dict[str, EngineKind] = {
     "torch-eager": EngineKind(f"{_HERE}.torch:eager", ("fp32", "bf16", "fp16")),
     "torch-folded": EngineKind(f"{_HERE}.torch:folded", ("fp32", "bf16", "fp16")),
+    "torch-compiled": EngineKind(f"{_HERE}.torch:compiled", ("fp32", "bf16", "fp16")),
+    "torch-packaged": EngineKind(f"{_HERE}.torch:packaged", ("fp32", "bf16", "fp16")),
     "openvino": EngineKind(
         f"{_HERE}.openvino:build", ("fp32", "bf16", "fp16", "int8"), ("openvino", "nncf"), "openvino"
     ),

@@ -7,7 +7,10 @@
 """
 
 import copy
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +25,21 @@ from openfastervit.inference.engines.engine import (
     deployable,
     in_channels,
 )
+from openfastervit.inference.graphs import to_program
 
 
 class TorchEngine:
     """A callable of PyTorch's as an engine. See ``Engine``."""
 
     def __init__(
-        self, name: str, call: Callable[[Tensor], Tensor], settings: Settings, channels: int, *, pad: bool = False
+        self,
+        name: str,
+        call: Callable[[Tensor], Tensor],
+        settings: Settings,
+        channels: int,
+        *,
+        pad: bool = False,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.name = name
         self.precision: Precision = settings.precision
@@ -37,6 +48,7 @@ class TorchEngine:
         self._settings = settings
         self._channels = channels
         self._pad = pad
+        self._layout = layout
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -47,7 +59,7 @@ class TorchEngine:
         images = images.to(self.device, DTYPES[self.precision])
         if self._pad and count < self._settings.batch_size:  # a compiled graph knows its batch: none is traced anew
             images = torch.cat((images, images.new_zeros(self._settings.batch_size - count, *images.shape[1:])))
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self._layout)
         return self._call(images)[:count].float()
 
     def close(self) -> None:
@@ -70,3 +82,44 @@ def folded(network: nn.Module, settings: Settings) -> TorchEngine:
     if torch.device(settings.device).type == "cpu" and onednn.available(DTYPES[settings.precision]):
         call = onednn.pack(call)
     return TorchEngine("torch-folded", call, settings, in_channels(network))
+
+
+def compiled(network: nn.Module, settings: Settings) -> TorchEngine:
+    """The folded network through ``torch.compile``, for batches of ``settings.batch_size``. Compiling takes minutes."""
+    call = _placed(deployable(network, settings.size), settings)
+    graph = torch.compile(call, fullgraph=True, dynamic=False, options=_inductor_options(settings))
+    engine = TorchEngine("torch-compiled", graph, settings, in_channels(network), pad=True)
+    engine(torch.zeros(settings.batch_size, in_channels(network), *settings.size))  # compile now, not at the first call
+    return engine
+
+
+def packaged(network: nn.Module, settings: Settings) -> TorchEngine:
+    """The folded network compiled ahead of time for any batch, then loaded from its package."""
+    with tempfile.TemporaryDirectory(prefix="openfastervit-") as folder:
+        path = package(network, settings, Path(folder) / "network.pt2")
+        call: Any = torch._inductor.aoti_load_package(str(path))
+    # The package reads memory as in tracing, whatever strides say.
+    return TorchEngine("torch-packaged", call, settings, in_channels(network), layout=torch.contiguous_format)
+
+
+def package(network: nn.Module, settings: Settings, path: Path, *, metadata: dict[str, str] | None = None) -> Path:
+    """Write the folded network, compiled for the device of the settings, as ``path`` (``.pt2``).
+
+    ``torch._inductor.aoti_load_package(path)`` loads it where neither this package nor its source is.
+    """
+    call = _placed(deployable(network, settings.size), settings)
+    program = to_program(call, settings.size)
+    configs: dict[str, Any] = _inductor_options(settings)
+    if metadata:
+        configs["aot_inductor.metadata"] = metadata
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+    return path
+
+
+def _inductor_options(settings: Settings) -> dict[str, Any]:
+    """Weights become constants of the code: packed for oneDNN on CPUs."""
+    options: dict[str, Any] = {"freezing": True}
+    if torch.device(settings.device).type == "cuda":
+        options |= {"max_autotune": True, "triton.cudagraphs": True}
+    return options
