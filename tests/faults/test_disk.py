@@ -21,7 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from openfastervit.training.atomic import size_in_words, write_atomically
+from openfastervit.atomic import size_in_words, write_atomically
 from openfastervit.training.checkpoint_store import damage
 from openfastervit.training.run_folder import RunFolder
 

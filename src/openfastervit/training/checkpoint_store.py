@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from openfastervit.training.atomic import free_space, is_full, remove_directory, write_directory
+from openfastervit.atomic import free_space, is_full, remove_directory, write_directory
 
 MANIFEST = "manifest.json"
 """Size and sha256 of each file beside it. Written last."""

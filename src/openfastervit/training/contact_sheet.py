@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from openfastervit.training.atomic import write_atomically
+from openfastervit.atomic import write_atomically
 
 _SMALLEST, _LARGEST = 160, 256
 """Sides of a tile, in pixels."""

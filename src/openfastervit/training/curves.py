@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from openfastervit.training.atomic import write_atomically
+from openfastervit.atomic import write_atomically
 from openfastervit.training.tables import read_table
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
+from openfastervit.atomic import write_atomically
 from openfastervit.data.loader import Unreadable
 from openfastervit.models.checkpoints import metadata_text
-from openfastervit.training.atomic import write_atomically
 from openfastervit.training.console import Console
 from openfastervit.training.contact_sheet import write_contact_sheet
 from openfastervit.training.curves import write_curves

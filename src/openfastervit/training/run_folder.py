@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from openfastervit.atomic import recover, sync_directory, temporary_for, write_atomically
 from openfastervit.training import checkpoint_store, tables
-from openfastervit.training.atomic import recover, sync_directory, temporary_for, write_atomically
 from openfastervit.training.environment import describe_start
 from openfastervit.training.lock import FolderLock
 

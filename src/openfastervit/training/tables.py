@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from openfastervit.training.atomic import write_atomically
+from openfastervit.atomic import write_atomically
 
 Cell = str | float | int
 
