@@ -19,6 +19,10 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+MAX_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
+"""How far an engine may be from the network: of an image's logits, the norm of the difference over their own. What int8
+loses in accuracy is bounded where it is quantised; here a wrong result is told from a rounded one."""
+
 
 @runtime_checkable
 class Engine(Protocol):
@@ -125,3 +129,10 @@ def check_batch(images: Tensor, channels: int, size: tuple[int, int], engine: st
             f"{engine}: expected images (B, {channels}, {size[0]}, {size[1]}), got {list(images.shape)}; "
             "build the engine for the size of the images"
         )
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """How far logits ``(B, classes)`` are from what they should be: the largest of an image, relative, in norm."""
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
+    relative = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(relative.max())
