@@ -20,6 +20,7 @@ from openfastervit_cli import parser as parsing
 from openfastervit_cli.benchmark import benchmark
 from openfastervit_cli.demo import demo
 from openfastervit_cli.evaluate import evaluate
+from openfastervit_cli.export import export
 from openfastervit_cli.models import info, list_models
 from openfastervit_cli.parser import Parser, debugging, one_line, report_error
 from openfastervit_cli.predict import predict
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "finetune": finetune,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "export": export,
 }
 """Each function returns the exit code. A dict is a group: ``{"detect": {"_help": "...", "train": train_detector}}``."""
 

@@ -8,8 +8,9 @@ import copy
 import importlib.metadata
 import os
 import shutil
-import tempfile
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from openfastervit.atomic import sync_directory, temporary_for
+from openfastervit.data.images import ImageError
 from openfastervit.inference.checkpoint import Classifier
 from openfastervit.inference.engines.engine import Precision, deployable, require
 from openfastervit.inference.exported import (
@@ -33,6 +36,7 @@ from openfastervit.inference.exported import (
     read_about,
 )
 from openfastervit.inference.graphs import OPEN_SIDES, input_name, to_onnx, to_openvino, to_precision, to_program
+from openfastervit.inference.preparation import Preparation
 from openfastervit.inference.preprocessing import FromPixels
 from openfastervit.inference.quantise import LEAST_IMAGES
 
@@ -169,17 +173,22 @@ def export(
         versions={name: importlib.metadata.version(name) for name in ("openfastervit", "torch", *modules)},
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder = temporary_for(out)
     try:
+        folder.mkdir()
         written = folder / out.name
         _WRITERS[plan.to](classifier, about, written, plan, pixels)
         comparisons = _compare(classifier, written, plan, unseen)
         # What belongs to a file comes first: where the file itself is, the rest is there too.
         files = sorted(folder.iterdir(), key=lambda file: file.name == out.name)
         for file in files:
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        for file in files:
             os.replace(file, out.parent / file.name)
+        sync_directory(out.parent)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return Report(tuple(out.parent / file.name for file in reversed(files)), comparisons, about)
 
 
@@ -263,7 +272,10 @@ def _openvino_from_pixels(model: "openvino.Model", about: About) -> "openvino.Mo
 def _write_torch(classifier: Classifier, about: About, path: Path, plan: Plan, pixels: Tensor | None) -> None:
     network, dtype = _graph_network(classifier, about, plan)
     program = to_program(network, plan.size, dtype=dtype)
-    torch.export.save(program, path, extra_files={KEY: about.to_json()})
+    with warnings.catch_warnings():
+        # Of weights that share memory: they are on the CPU, where this is no concern.
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, path, extra_files={KEY: about.to_json()})
 
 
 def _write_tensorrt(classifier: Classifier, about: About, path: Path, plan: Plan, pixels: Tensor | None) -> None:
@@ -291,6 +303,27 @@ _WRITERS: dict[Format, Callable[[Classifier, About, Path, Plan, Tensor | None], 
     "torch": _write_torch,
     "tensorrt": _write_tensorrt,
 }
+
+
+# --- Real images ------------------------------------------------------------------------------------------------------
+
+
+def sample_pixels(
+    paths: Sequence[Path], classifier: Classifier, count: int = 300
+) -> tuple[Tensor | None, list[tuple[Path, str]]]:
+    """Images for ``export``, taken evenly from all of them: sorted by name, they are often sorted by class.
+
+    Returns:
+        Their pixels ``(n, C, H, W)`` in uint8, None if there are none; and the files that cannot be read, with reasons.
+    """
+    preparation = Preparation.of(classifier.preparation)
+    count = min(count, len(paths))
+    taken = [paths[i * len(paths) // count] for i in range(count)]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        loaded = list(pool.map(preparation.load, taken))
+    pixels = [image for image in loaded if isinstance(image, Tensor)]
+    failed = [(path, str(image)) for path, image in zip(taken, loaded, strict=True) if isinstance(image, ImageError)]
+    return torch.stack(pixels) if pixels else None, failed
 
 
 # --- Comparing --------------------------------------------------------------------------------------------------------
@@ -392,4 +425,5 @@ __all__ = [
     "normalised",
     "open_exported",
     "read_about",
+    "sample_pixels",
 ]

@@ -1,0 +1,96 @@
+"""``fastervit export``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from openfastervit_cli.parser import report_error
+
+if TYPE_CHECKING:
+    from openfastervit.inference.export import Report
+
+
+def export(
+    *,
+    checkpoint: Path,
+    to: Literal["onnx", "openvino", "torch", "tensorrt"],
+    out: Path,
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
+    size: list[int] | None = None,
+    dynamic_size: bool = False,
+    preprocessing: bool = False,
+    calibration: Path | None = None,
+    calibration_images: int = 300,
+    model: str | None = None,
+    device: str = "auto",
+) -> int:
+    """Write a network to a file that runs without this package.
+
+    The file takes any number of images. It is opened and compared with the network before the command is done: what
+    differs too much is refused, and nothing is written. Beside the network it holds the classes and how images are
+    prepared; `fastervit predict --checkpoint FILE` reads them.
+
+    Args:
+        checkpoint: Weights, as safetensors or torch file, in any layout.
+        to: The format.
+        out: The file: .onnx; .xml for OpenVINO, with a .bin beside it; .pt2 for torch; .engine for TensorRT, with a
+            .json beside it.
+        precision: Of the products. int8 needs --calibration.
+        size: Side, or height and width, of the images; by default the checkpoint's.
+        dynamic_size: Take images of any height and width, from 33 up.
+        preprocessing: Take 8-bit pixels (B, 3, H, W), RGB, and normalise them in the file.
+        calibration: A folder of real images, on which the file is compared; int8 takes its ranges from three quarters.
+        calibration_images: How many of them at most, taken evenly.
+        model: Name of the network, where the checkpoint does not tell it.
+        device: The GPU that TensorRT builds for; auto takes the first.
+    """
+    if size is not None and dynamic_size:
+        raise ValueError("--size and --dynamic-size contradict each other; leave one out")
+    if size is not None and len(size) not in (1, 2):
+        raise ValueError(f"--size {' '.join(map(str, size))} is neither a side nor height and width")
+    if calibration_images < 1:
+        raise ValueError(f"--calibration-images {calibration_images} must be at least 1")
+    if precision == "int8" and calibration is None:
+        raise ValueError("--precision int8 needs --calibration FOLDER: real images to take ranges from")
+    from openfastervit.data.images import find_images
+    from openfastervit.inference import load_classifier
+    from openfastervit.inference.export import Plan, check_out, sample_pixels
+    from openfastervit.inference.export import export as write
+    from openfastervit.models import read_metadata
+
+    where = ("cuda" if device == "auto" else device) if to == "tensorrt" else "cpu"
+    sides = None if size is None else (size[0], size[-1])
+    # What can be said without reading anything is said first.
+    check_out(out, Plan(to, precision, sides or (None if dynamic_size else (1, 1)), preprocessing, where))
+    paths = [] if calibration is None else find_images(calibration)
+    classifier = load_classifier(checkpoint, model, size)
+    _, height, width = classifier.preparation["input_size"]
+    plan = Plan(to, precision, None if dynamic_size else (height, width), preprocessing, where)
+    pixels = None
+    if paths:
+        pixels, failed = sample_pixels(paths, classifier, calibration_images)
+        for path, reason in failed:
+            report_error(f"{path}: {reason}")
+        if pixels is None:
+            raise ValueError(f"none of the images in {calibration} can be read")
+    report = write(classifier, out, plan, pixels=pixels, model=model or read_metadata(checkpoint).get("model"))
+    print(_told(report), file=sys.stderr)
+    print(report.files[0])
+    return 0
+
+
+def _told(report: "Report") -> str:
+    """What was compared, a line each kind of images."""
+    lines = []
+    for kind in ("random", "real"):
+        found = [one for one in report.comparisons if one.images == kind]
+        if not found:
+            continue
+        sizes = ", ".join(dict.fromkeys(f"{one.size[0]} x {one.size[1]}" for one in found))
+        worst = max(one.difference for one in found)
+        what = "class probabilities" if report.about.precision == "int8" else "logits"
+        line = f"fastervit: {kind} images of {sizes}: {what} differ from the network's by at most {worst:.2g}"
+        if kind == "real":
+            line += f"; the best class agrees on {min(one.agreement for one in found):.1%}"
+        lines.append(line)
+    return "\n".join(lines)
