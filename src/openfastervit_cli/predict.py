@@ -59,7 +59,7 @@ def predict(
         device: cpu, cuda, cuda:1, mps; auto takes the best there is.
         engine: What runs the network, such as torch-folded.
         precision: Of the engine's products.
-        calibration: An image or a folder that int8 takes its ranges from; by default the first images of the input.
+        calibration: A folder of images that int8 takes its ranges from; by default 300 of the input's.
         workers: Threads that decode images; by default one for each processor, up to 16.
         img_size: Side, or height and width, that images are scaled to; by default the checkpoint's.
     """
@@ -76,7 +76,7 @@ def predict(
     from openfastervit.data.images import iterate_images
     from openfastervit.inference import FORMATS, Format, ImageList, Job, Predictor
     from openfastervit.inference.parquet import require_pyarrow
-    from openfastervit.inference.predictor import check_numbers, find_device
+    from openfastervit.inference.predictor import CALIBRATION_IMAGES, check_numbers, find_device
 
     if kind == "parquet":
         require_pyarrow()
@@ -121,7 +121,7 @@ def predict(
                 engine=engine,
                 precision=precision,
                 batch_size=batch_size,
-                calibration=None if calibrating is None else calibrating.after(),
+                calibration=None if calibrating is None else calibrating.spread(CALIBRATION_IMAGES),
             )
         )
         form = FORMATS[kind] if kind else Format(lambda topk: b"", _text)

@@ -1,5 +1,6 @@
 """Lists of images on disk: the same paths in the same order as in memory."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def test_what_goes_in_comes_out(names: list[str], skipped: int):
         assert list(images.after(skipped)) == paths[skipped:]
         with ImageList(iter(paths)) as again:
             assert images.digest == again.digest
+
+
+@given(st.integers(0, 300), st.integers(1, 50))
+def test_a_sample_is_spread_evenly(total: int, count: int):
+    with ImageList(f"{number}.png" for number in range(total)) as images:
+        places = [int(path.stem) for path in images.spread(count)]
+    assert len(places) == min(total, count)
+    gaps = {second - first for first, second in itertools.pairwise([-1, *places])}
+    assert all(abs(gap - max(1, total / count)) <= 1 for gap in gaps)
 
 
 def test_the_digest_tells_lists_apart():

@@ -47,6 +47,14 @@ class ImageList:
             if number >= count:
                 yield Path(json.loads(line))
 
+    def spread(self, count: int) -> Iterator[Path]:
+        """So many of the paths, evenly from first to last; all where there are no more. One iteration at a time."""
+        total = len(self)
+        count = min(count, total)
+        for number, path in enumerate(self.after()):
+            if (number + 1) * count // total > number * count // total:
+                yield path
+
     def close(self) -> None:
         """Remove the temporary file."""
         self._file.close()

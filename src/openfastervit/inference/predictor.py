@@ -19,7 +19,7 @@ from openfastervit.inference.pipeline import overlapped
 from openfastervit.inference.preparation import Preparation
 
 DEFAULT_ENGINE = "torch-folded"
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 300
 """Images that int8 takes its ranges from, where there are as many."""
 
 
