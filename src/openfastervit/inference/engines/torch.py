@@ -38,7 +38,7 @@ class TorchEngine:
         settings: Settings,
         channels: int,
         *,
-        pad: bool = False,
+        fixed_batch: bool = False,
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class TorchEngine:
         self._call: Callable[[Tensor], Tensor] | None = call
         self._settings = settings
         self._channels = channels
-        self._pad = pad
+        self._fixed_batch = fixed_batch
         self._layout = layout
 
     @torch.inference_mode()
@@ -55,12 +55,19 @@ class TorchEngine:
         check_batch(images, self._channels, self._settings.size, self.name)
         if self._call is None:
             raise EngineError(f"the engine {self.name!r} is closed")
-        count = len(images)
         images = images.to(self.device, DTYPES[self.precision])
-        if self._pad and count < self._settings.batch_size:  # a compiled graph knows its batch: none is traced anew
-            images = torch.cat((images, images.new_zeros(self._settings.batch_size - count, *images.shape[1:])))
-        images = images.contiguous(memory_format=self._layout)
-        return self._call(images)[:count].float()
+        if not self._fixed_batch:
+            return self._call(images.contiguous(memory_format=self._layout)).float()
+        pieces = images.split(self._settings.batch_size)
+        return torch.cat([self._of_batch(piece) for piece in pieces])
+
+    def _of_batch(self, images: Tensor) -> Tensor:
+        """Up to a batch by a graph that takes whole ones: nothing is compiled anew for another number of images."""
+        assert self._call is not None
+        missing = self._settings.batch_size - len(images)
+        whole = torch.cat((images, images.new_zeros(missing, *images.shape[1:]))) if missing else images
+        # A graph on a GPU may return memory that its next call writes to.
+        return self._call(whole.contiguous(memory_format=self._layout))[: len(images)].float().clone()
 
     def close(self) -> None:
         self._call = None
@@ -88,7 +95,7 @@ def compiled(network: nn.Module, settings: Settings) -> TorchEngine:
     """The folded network through ``torch.compile``, for batches of ``settings.batch_size``. Compiling takes minutes."""
     call = _placed(deployable(network, settings.size), settings)
     graph = torch.compile(call, fullgraph=True, dynamic=False, options=_inductor_options(settings))
-    engine = TorchEngine("torch-compiled", graph, settings, in_channels(network), pad=True)
+    engine = TorchEngine("torch-compiled", graph, settings, in_channels(network), fixed_batch=True)
     engine(torch.zeros(settings.batch_size, in_channels(network), *settings.size))  # compile now, not at the first call
     return engine
 
