@@ -14,6 +14,10 @@ from openfastervit_cli.progress import progress
 if TYPE_CHECKING:
     from openfastervit.inference import ImageList, Prediction, Predictor
 
+_MEASURE_FROM = 2000
+"""Images for which it pays to measure the engines first."""
+_FEW = "torch-folded"
+"""The engine for fewer: it is ready at once."""
 _SUFFIXES: dict[str, Literal["csv", "jsonl", "parquet"]] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -33,7 +37,7 @@ def predict(
     overwrite: bool = False,
     batch_size: int = 32,
     device: str = "auto",
-    engine: str = "torch-folded",
+    engine: str = "auto",
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
     calibration: Path | None = None,
     workers: int | None = None,
@@ -57,7 +61,8 @@ def predict(
         overwrite: Begin with the first image, and replace a file that is there.
         batch_size: Images the network takes at once.
         device: cpu, cuda, cuda:1, mps; auto takes the best there is.
-        engine: What runs the network, such as torch-folded.
+        engine: What runs the network: torch-folded, openvino, ...; auto measures which is fastest here, where there are
+            2000 images or more, and remembers it.
         precision: Of the engine's products.
         calibration: A folder of images that int8 takes its ranges from; by default 300 of the input's.
         workers: Threads that decode images; by default one for each processor, up to 16.
@@ -75,6 +80,7 @@ def predict(
         raise ValueError(f"--calibration is for --precision int8, not {precision}")
     from openfastervit.data.images import iterate_images
     from openfastervit.inference import FORMATS, Format, ImageList, Job, Predictor
+    from openfastervit.inference.engines import ENGINES
     from openfastervit.inference.parquet import require_pyarrow
     from openfastervit.inference.predictor import CALIBRATION_IMAGES, check_numbers, find_device
 
@@ -112,6 +118,8 @@ def predict(
                     _sum_up(finished.images, finished.unreadable, out, "classified already")
                     return 3 if finished.unreadable else 0
                 engine = job.chosen().get("engine", engine)
+        if engine == "auto" and len(images) < _MEASURE_FROM and precision in ENGINES[_FEW].precisions:
+            engine = _FEW
         predictor = closing.enter_context(
             Predictor.from_checkpoint(
                 checkpoint,
@@ -122,6 +130,7 @@ def predict(
                 precision=precision,
                 batch_size=batch_size,
                 calibration=None if calibrating is None else calibrating.spread(CALIBRATION_IMAGES),
+                tell=lambda line: print(f"fastervit: {line}", file=sys.stderr),
             )
         )
         form = FORMATS[kind] if kind else Format(lambda topk: b"", _text)

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from timm.data import create_transform
 
 from openfastervit.inference import Predictor
-from openfastervit.inference.engines import ENGINES, EngineKind
+from openfastervit.inference.engines import ENGINES, EngineKind, create_engine
 from tests.cli.conftest import Run
 from tests.inference import stub
 from tests.pocket import CLASSES, INPUT, OPTIONS, pocket, write_broken, write_checkpoint, write_photos
@@ -216,7 +216,7 @@ def test_a_complete_file_is_left_alone(
         (["--img-size", "96"], "img_size: None there, [96] here"),
         (["--batch-size", "3"], "batch_size: 32 there, 3 here"),
         (["--precision", "bf16"], "precision: fp32 there, bf16 here"),
-        (["--engine", "torch-eager"], "engine: torch-folded there, torch-eager here"),
+        (["--engine", "torch-eager"], "engine: auto there, torch-eager here"),
         (["--format", "jsonl"], "format: csv there, jsonl here"),
     ],
 )
@@ -344,6 +344,42 @@ def test_engines_agree(fastervit: Run, checkpoint: Path, photos: Path, tmp_path:
         assert [found["score"] for found in row["predictions"]] == pytest.approx(best, abs=1e-5)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_auto_measures_where_it_pays_and_a_job_keeps_its_engine(
+    fastervit: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
+):
+    monkeypatch.setattr(sys.modules["openfastervit_cli.predict"], "_MEASURE_FROM", 5 if many else 6)
+    monkeypatch.setitem(ENGINES, "stub", EngineKind("tests.inference.stub:build", ("fp32",)))
+    asked = []
+
+    def auto(network, settings, tell):
+        asked.append(settings.batch_size)
+        tell("engine stub: images a second: many")
+        return create_engine(network, "stub", settings)
+
+    monkeypatch.setattr("openfastervit.inference.predictor.auto_engine", auto)
+    out = tmp_path / "rows.csv"
+    args = ("predict", photos, "--checkpoint", checkpoint, "--batch-size", 2, "--out", out)
+    classify = Predictor._classify
+    calls = iter(range(9))
+
+    def interrupted(self, pixels, topk):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return classify(self, pixels, topk)
+
+    monkeypatch.setattr(Predictor, "_classify", interrupted)
+    first = fastervit(*args)
+    assert first.code == 130
+    assert first.err.startswith("fastervit: engine stub: images a second: many\n") == many
+    assert fastervit(*args).code == 0
+    assert asked == ([2] if many else [])  # who goes on measures nothing: another engine rounds otherwise
+    record = json.loads((tmp_path / "rows.csv.json").read_text())
+    assert record["settings"]["engine"] == "auto"
+    assert record["chosen"] == {"engine": "stub" if many else "torch-folded"}
+    assert fastervit(*args).err == f"fastervit: 5 images classified already; rows in {out}\n"
+
+
 def test_bfloat16_is_near(fastervit: Run, checkpoint: Path, photos: Path):
     outcome = fastervit("predict", photos, "--checkpoint", checkpoint, "--precision", "bf16", "--format", "jsonl")
     for line in outcome.out.splitlines():
@@ -384,7 +420,10 @@ def test_a_long_run_shows_its_progress_and_ends_at_ctrl_c(checkpoint: Path, phot
         (many / f"{i:05}.png").symlink_to(photos / "0.png")
     terminal, other_end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "openfastervit", "predict", many, "--checkpoint", checkpoint, "--out", out],
+        [
+            *(sys.executable, "-m", "openfastervit", "predict", many, "--checkpoint", checkpoint, "--out", out),
+            *("--engine", "torch-folded"),
+        ],
         stdout=subprocess.PIPE,
         stderr=other_end,
         env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},

@@ -4,7 +4,7 @@ One straight line: a batch of paths -> pixels, in threads -> engine -> one ``Pre
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from openfastervit.data.images import ImageError
 from openfastervit.inference.checkpoint import load_classifier
-from openfastervit.inference.engines import Engine, Precision, Settings, create_engine
+from openfastervit.inference.engines import Engine, Precision, Settings, auto_engine, create_engine
 from openfastervit.inference.pipeline import overlapped
 from openfastervit.inference.preparation import Preparation
 
-DEFAULT_ENGINE = "torch-folded"
 CALIBRATION_IMAGES = 300
 """Images that int8 takes its ranges from, where there are as many."""
 
@@ -63,10 +62,11 @@ class Predictor:
         *,
         img_size: Sequence[int] | None = None,
         device: str = "auto",
-        engine: str = DEFAULT_ENGINE,
+        engine: str = "torch-folded",
         precision: Precision = "fp32",
         batch_size: int = 32,
         calibration: Iterable[str | os.PathLike[str]] | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> "Predictor":
         """A predictor from one file; ``load_classifier`` tells what it may hold, and what it raises.
 
@@ -75,10 +75,12 @@ class Predictor:
             model: Name of the network, where the checkpoint does not tell it.
             img_size: Side or (height, width) that images are scaled to.
             device: "cpu", "cuda", "cuda:1", "mps"; "auto" for the best there is.
-            engine: A name of ``openfastervit.inference.engines.ENGINES``.
+            engine: A name of ``openfastervit.inference.engines.ENGINES``; "auto" for the fastest one here, which is
+                found by measuring, and remembered.
             precision: Of the engine.
             batch_size: The batch that the engine is made ready for; others work.
             calibration: For int8: image files like those to be classified. The first ones that can be read are used.
+            tell: Called with lines that say what "auto" measures.
 
         Raises:
             ValueError: If the device is unknown or absent, the network takes neither 1 nor 3 channels, the engine
@@ -97,7 +99,7 @@ class Predictor:
             str(where),
             calibration=_calibration(preparation, calibration or ()) if precision == "int8" else None,
         )
-        return cls(_engine(network, engine, settings), classes, preparation)
+        return cls(_engine(network, engine, settings, tell), classes, preparation)
 
     def predict(
         self,
@@ -173,7 +175,9 @@ class Predictor:
         self.close()
 
 
-def _engine(network: nn.Module, name: str, settings: Settings) -> Engine:
+def _engine(network: nn.Module, name: str, settings: Settings, tell: Callable[[str], None]) -> Engine:
+    if name == "auto":
+        return auto_engine(network, settings, tell=tell)
     return create_engine(network, name, settings)
 
 

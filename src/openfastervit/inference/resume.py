@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from openfastervit.atomic import sync_directory
 from openfastervit.inference.journal import Journal, failure_line, read_failures
 
 fcntl: ModuleType | None
@@ -249,7 +250,7 @@ class GrowingRows:
         }
         _write_json(job.record, told, job.part)
         os.replace(complete, job.path)
-        _sync_folder(job.path.parent)
+        sync_directory(job.path.parent)
         job._remove()
 
     def close(self) -> None:
@@ -291,18 +292,7 @@ def _replace(path: Path, write: Callable[[Path], object], folder: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A moved file keeps its new name through a power cut."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_directory(path.parent)
 
 
 @contextlib.contextmanager
