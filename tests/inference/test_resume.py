@@ -265,6 +265,8 @@ def test_one_process_at_a_time(out: Path):
     with contextlib.suppress(Ended), Job(out, SETTINGS).begin() as rows:
         rows.add(b"1\n")
         rows.mark(1)
+        with pytest.raises(JobError, match="in use by another process"):
+            Job(out, SETTINGS).look()
         for overwrite in (False, True):
             with pytest.raises(JobError, match="in use by another process"):
                 run(out, overwrite=overwrite)

@@ -69,15 +69,21 @@ class Job:
         Where it is done, what a kill left of its folder is cleared away. Nothing else is changed.
 
         Raises:
-            JobError: If there is an unfinished job with other settings, or a file that this job did not make.
+            JobError: If there is an unfinished job with other settings, a file that this job did not make, or another
+                process at work on it.
         """
+        if self.part.is_dir():
+            with _locked(self.part):
+                return self._look()
+        return self._look()
+
+    def _look(self) -> Finished | None:
         finished = self._finished()
         begun = self._begun()
         # A job's last steps: the rows move to their place, the settings go, and then the folder.
         if self._same(finished) and (begun is None or not (self.part / "rows").exists()):
             if self.part.is_dir():
-                with contextlib.suppress(JobError), _locked(self.part):
-                    self._remove()
+                self._remove()
         elif begun is not None:
             there = {**begun.get("settings", {}), **begun.get("versions", {})}
             differences = _differences(there, {**self.settings, **self.versions})
@@ -126,7 +132,7 @@ class Job:
             overwrite: Begin with the first image, whatever is there. A complete file stays until the new one is.
 
         Raises:
-            JobError: As ``look``; and if another process is at work on the same file.
+            JobError: As ``look``, and if the job is done.
             OSError: If a file cannot be written.
         """
         if self.part.exists() and not self.part.is_dir():
@@ -137,7 +143,7 @@ class Job:
             try:
                 if overwrite:
                     self._forget()
-                elif self.look() is not None:
+                elif self._look() is not None:
                     raise JobError(f"{self.path} is complete; give --overwrite to make it anew")
                 if self._begun() is None:
                     begun = {"settings": self.settings, "versions": self.versions, "chosen": dict(chosen or {})}
