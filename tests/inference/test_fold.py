@@ -80,7 +80,7 @@ def test_low_precision(name: str, dtype: torch.dtype, bound: float, size: tuple[
             assert difference(found, expected) < 3 * difference(rounded, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject) -> None:
     draw = data.draw
@@ -151,8 +151,7 @@ def test_calls_change_nothing() -> None:
     assert all(torch.equal(before[key], value) for key, value in (*folded.named_parameters(), *folded.named_buffers()))
 
 
-@pytest.mark.parametrize("size", [(112, 144), None])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("name", "size"), [*((name, (112, 144)) for name in KINDS), (SCALED, None)])
 def test_copies_and_exports(name: str, size: tuple[int, int] | None) -> None:
     folded = fold(lively(name), size)
     x = images(112, 144)
