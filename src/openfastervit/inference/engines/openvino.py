@@ -36,6 +36,8 @@ class OpenVINOEngine:
     Args:
         model: From images ``(B, C, H, W)`` to logits, any batch; quantised for int8. It is not changed.
         settings: What it is compiled for.
+        streams: Chunks that run side by side; by default one a core, but no more than images in a batch.
+        convolution_kernels: Run float32 matrix products on the kernels of 1 x 1 convolutions.
 
     Raises:
         EngineError: If the CPU has no such arithmetic.
@@ -43,7 +45,14 @@ class OpenVINOEngine:
 
     name = "openvino"
 
-    def __init__(self, model: "openvino.Model", settings: Settings) -> None:
+    def __init__(
+        self,
+        model: "openvino.Model",
+        settings: Settings,
+        *,
+        streams: int | None = None,
+        convolution_kernels: bool = True,
+    ) -> None:
         import openvino
         import openvino.properties as properties
         import openvino.properties.hint as hint
@@ -53,13 +62,13 @@ class OpenVINOEngine:
         self.device = torch.device("cpu")
         self._channels = int(model.inputs[0].get_partial_shape()[1].get_length())
         self._size = settings.size
-        streams = min(settings.cores, settings.batch_size)
+        streams = streams or min(settings.cores, settings.batch_size)
         height, width = settings.size
         share = -(-settings.batch_size // streams)
         self._chunk = max(1, min(share, CHUNK_PIXELS // (height * width)))
         fixed = model.clone()
         fixed.reshape([self._chunk, self._channels, height, width])
-        if settings.precision == "fp32":
+        if settings.precision == "fp32" and convolution_kernels:
             _use_convolution_kernels(fixed)
         self._compiled: Any = core.compile_model(
             fixed,
@@ -134,7 +143,7 @@ def _keep(request: Any, place: tuple[list[Any], int, Any]) -> None:
 
 
 def _use_convolution_kernels(model: "openvino.Model") -> None:
-    """Let all float32 matrix products with weights run on the kernels of 1 x 1 convolutions, some 10 % faster.
+    """Let all float32 matrix products with weights run on the kernels of 1 x 1 convolutions, which are faster.
 
     OpenVINO gives a product another kernel where nothing element-wise follows it. A clamp at the limits of float32
     changes no finite value and is carried out inside the product.
