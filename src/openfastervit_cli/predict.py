@@ -110,14 +110,12 @@ def predict(
                 "calibration": None if calibrating is None else calibrating.digest,
             }
             job = Job(out, settings, _versions())
-            if not overwrite:
-                finished = job.look()
-                if finished is not None:
-                    for image, reason in job.failures():
-                        report_error(f"{image}: {reason}")
-                    _sum_up(finished.images, finished.unreadable, out, "classified already")
-                    return 3 if finished.unreadable else 0
-                engine = job.chosen().get("engine", engine)
+        if job is not None and not overwrite:
+            finished = job.look()
+            if finished is not None:
+                _report(job.failures())
+                return _sum_up(finished.images, finished.unreadable, out, "classified already")
+            engine = job.chosen().get("engine", engine)
         if engine == "auto" and len(images) < _MEASURE_FROM and precision in ENGINES[_FEW].precisions:
             engine = _FEW
         predictor = closing.enter_context(
@@ -161,9 +159,7 @@ def predict(
             goes_on = f"; the same command {again}goes on from there" if job is not None and rows.done else ""
             print(f"fastervit: interrupted after {rows.done} of {len(images)} images{goes_on}", file=sys.stderr)
             return 130
-        if len(images) > 1 or not rows.failed:
-            _sum_up(len(images), rows.failed, out)
-        return 3 if rows.failed else 0
+        return _sum_up(len(images), rows.failed, out)
 
 
 class _Rows(Protocol):
@@ -238,13 +234,12 @@ def _classify(
 
     if rows.done:
         print(f"fastervit: going on after {rows.done} of {len(images)} images", file=sys.stderr)
-    for image, reason in rows.failures():
-        report_error(f"{image}: {reason}")
+    _report(rows.failures())
     results = predictor.predict(images.after(rows.done), topk=topk, batch_size=batch_size, workers=workers)
     with progress(len(images), done=rows.done, hidden=hidden) as advance, contextlib.closing(results):
         for place, result in enumerate(results, rows.done + 1):
             if isinstance(result, Failure):
-                report_error(f"{result.path}: {result.reason}")
+                _report([(str(result.path), result.reason)])
                 rows.fail(str(result.path), result.reason)
             else:
                 rows.add(row(result))
@@ -278,13 +273,20 @@ def _text(prediction: "Prediction") -> bytes:
     return encoded("\n".join(lines) + "\n")
 
 
-def _sum_up(images: int, failed: int, out: Path | None, what: str = "classified") -> None:
-    """The last line on stderr."""
+def _report(failures: Iterable[tuple[str, str]]) -> None:
+    """A line on stderr for each image that cannot be read."""
+    for image, reason in failures:
+        report_error(f"{image}: {reason}")
+
+
+def _sum_up(images: int, failed: int, out: Path | None, what: str = "classified") -> int:
+    """The last line on stderr, and the exit code. Of one image that failed all is said."""
     where = "" if out is None else f"; rows in {out}"
-    if failed:
+    if failed and images > 1:
         report_error(f"{failed} of {images} images could not be read{where}")
-    elif out is not None:
+    elif out is not None and not failed:
         print(f"fastervit: {images} image{'s' if images > 1 else ''} {what}{where}", file=sys.stderr)
+    return 3 if failed else 0
 
 
 def _digest(checkpoint: Path) -> str:

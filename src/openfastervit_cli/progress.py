@@ -1,6 +1,7 @@
 """How far a long job is: a bar on a terminal, a line now and then in a log. On stderr."""
 
 import contextlib
+import datetime
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def _lines(total: int, done: int) -> Callable[[], None]:
         if now - told >= _LINE_SECONDS and done < total:
             told = now
             rate = (done - before) / (now - began)
-            left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
+            left = datetime.timedelta(seconds=round((total - done) / rate))
             print(f"fastervit: {done} of {total} images, {rate:.1f} images/s, {left} left", file=sys.stderr, flush=True)
 
     return advance

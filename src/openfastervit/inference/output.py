@@ -44,7 +44,7 @@ def encoded(text: str) -> bytes:
 
 
 def encoded_as_text(text: str) -> bytes:
-    """UTF-8 without exception: bytes of names that are no text are written as escapes, a backslash, x and two digits."""
+    """UTF-8 without exception: bytes of names that are no text are escaped, as a backslash, x and two digits."""
     return encoded(text).decode("utf-8", "backslashreplace").encode("utf-8")
 
 
