@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,9 +57,10 @@ def benchmark(
         out: Folder for the results.
         page: Write page.html, which needs plotly.
     """
+    from openfastervit.benchmarking.cases import RUNNING
     from openfastervit.benchmarking.cases import plan as plan_cases
     from openfastervit.benchmarking.folder import Folder, describe
-    from openfastervit.benchmarking.measure import Interrupted, Plan, measure
+    from openfastervit.benchmarking.measure import Plan, measure
     from openfastervit.benchmarking.worker import Machine
     from openfastervit.inference.engines.engine import installed
 
@@ -103,22 +105,20 @@ def benchmark(
         **describe(device),
     }
     folder = Folder(out, cases, settings)
-    interrupted = False
+    code = 0
     try:
-        with _progress(len(cases)) as (tell, advance):
+        with _ends_as_ctrl_c(), _progress(len(cases)) as (tell, show_done):
             for rows in measure(cases, machine, plan, tell=tell):
                 folder.add(rows)
-                advance(len(rows))
+                show_done(sum(not row.status.startswith(RUNNING) for row in folder.rows))
     except KeyboardInterrupt as error:
-        interrupted = True
-        if isinstance(error, Interrupted):
-            folder.add(error.rows)
-    folder.finish(page=page, interrupted=interrupted)
+        code = 143 if error.args == (signal.SIGTERM,) else 130
+    folder.finish(page=page, interrupted=code != 0)
     _print_table(folder.rows)
-    if interrupted:
+    if code:
         done = sum(row.measured for row in folder.rows)
-        print(f"fastervit: interrupted after {done} of {len(cases)} rows; those are in {out}", file=sys.stderr)
-        return 130
+        print(f"fastervit: interrupted; {done} of {len(cases)} rows are whole, in {out}", file=sys.stderr)
+        return code
     names = "results.csv, settings.json and page.html" if page else "results.csv and settings.json"
     print(f"fastervit: {len(folder.rows)} rows; {names} are in {out}", file=sys.stderr)
     return 0
@@ -180,6 +180,20 @@ def _once(values: Sequence[Any]) -> list[Any]:
 
 
 @contextlib.contextmanager
+def _ends_as_ctrl_c() -> Iterator[None]:
+    """A signal that asks to end, as schedulers send it, interrupts like Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number))
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
     """A bar on stderr, if that is a terminal; else nothing."""
     from rich.console import Console
@@ -188,7 +202,7 @@ def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int
     columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
-        yield lambda line: progress.update(task, description=line), lambda count: progress.advance(task, count)
+        yield lambda line: progress.update(task, description=line), lambda count: progress.update(task, completed=count)
 
 
 def _print_table(rows: "Sequence[Row]") -> None:

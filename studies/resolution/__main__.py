@@ -80,8 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     for side in scale.sides:
         print(f"== {side} x {side}", file=sys.stderr, flush=True)
         cases = [_case(kind, side, scale, options.engine) for kind in KINDS]
-        rows = [row for rows in measure(cases, machine, scale.plan) for row in rows]
-        by_kind = {row.model: row for row in rows}
+        by_kind = {row.model: row for rows in measure(cases, machine, scale.plan) for row in rows}
         lines += [{**_line(by_kind[case.model], case), **facts} for case in cases]
         _write(table, lines)
         draw(lines, table.with_suffix(".png"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from openfastervit.benchmarking.cases import Case, Row
-from openfastervit.benchmarking.measure import Interrupted, Plan, measure
+from openfastervit.benchmarking.measure import Plan, measure
 from openfastervit.benchmarking.worker import Machine, is_out_of_memory, status_of
 from openfastervit.inference.engines import ENGINES, EngineError, EngineKind
 
@@ -33,7 +33,8 @@ def peer(architecture: str = "test_resnet", **changes: Any) -> Case:
 
 
 def rows_of(cases: list[Case], machine: Machine = MACHINE, plan: Plan = PLAN, **options: Any) -> list[Row]:
-    return [row for rows in measure(cases, machine, plan, **options) for row in rows]
+    """Of each case the last row, in the order of the first ones."""
+    return list({row.key: row for rows in measure(cases, machine, plan, **options) for row in rows}.values())
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,6 @@ def test_rows_hold_what_was_measured() -> None:
     first, second, third = rows_of([case(), peer(), case("single", batch_size=1)])
     for row in (first, second, third):
         assert row.status == "ok"
-        assert row.block == 1
         assert row.repeats == 2
         assert row.threads == 1
         assert row.images_per_second_q1 <= row.images_per_second <= row.images_per_second_q3
@@ -54,6 +54,7 @@ def test_rows_hold_what_was_measured() -> None:
         assert row.images_per_second == pytest.approx(1000 * row.batch_size / row.latency_ms_p50, rel=0.8)
         assert row.memory_kind == "process"
         assert 10 < row.memory_before_mb < row.peak_memory_mb < 3000
+    assert [row.block for row in (first, second, third)] == [1, 1, 2]
     assert third.calls >= 100
     assert third.latency_ms_p99 >= third.latency_ms_p50
     assert second.peer
@@ -126,18 +127,24 @@ def test_engines_and_sizes_that_cannot_be_had_are_rows(monkeypatch: pytest.Monke
     assert name.status == "ok", name.status  # a network of one size, built for another
 
 
-def test_ctrl_c_gives_what_was_measured_and_leaves_no_process() -> None:
+def test_rows_come_after_each_repeat_and_ctrl_c_leaves_no_process() -> None:
     def interrupt(line: str) -> None:
         if "repeat 2" in line:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted) as error:
-        rows_of([case("one"), case("two")], tell=interrupt)
-    assert [(row.model, row.status) for row in error.value.rows] == [
-        ("one", "interrupted: 1 of 2 repeats"),
-        ("two", "interrupted: 1 of 2 repeats"),
+    seen: list[Row] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(row for rows in measure([case("one"), case("two")], MACHINE, PLAN, tell=interrupt) for row in rows)
+    assert [(row.model, row.status) for row in seen] == [
+        ("one", "running: 1 of 2 repeats"),
+        ("two", "running: 1 of 2 repeats"),
     ]
-    assert all(row.images_per_second and not row.measured for row in error.value.rows)
+    assert all(row.images_per_second and not row.measured for row in seen)
+
+
+def test_a_block_is_of_one_batch_and_precision() -> None:
+    kin = [case("a"), case("b"), case("c", batch_size=3), case("d", batch_size=3, precision="bf16")]
+    assert [row.block for row in rows_of(kin)] == [1, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

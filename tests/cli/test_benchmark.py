@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,31 +73,33 @@ def test_what_runs_out_of_memory_is_a_row_and_the_rest_go_on(fastervit: Run, tmp
     assert not (out / "page.html").exists()
 
 
-def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
+def long_run(out: Path) -> subprocess.Popen[str]:
+    """A benchmark that lasts for minutes, in a session of its own."""
+    words = [sys.executable, "-m", "openfastervit", "benchmark", "--peers", "test_resnet", "--engines", "torch-eager"]
+    words += [*map(str, QUICK), "--precisions", "int8", "fp32", "--repeats", "10000", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, start_new_session=True, env=environment, **pipes)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path, number: int, code: int) -> None:
     """The real thing: a process of its own, and a signal as from the keyboard to all of its group."""
     out = tmp_path / "report"
-    words = [sys.executable, "-m", "openfastervit", "benchmark", "--peers", "test_resnet", "--engines", "torch-eager"]
-    words += [*map(str, QUICK), "--precisions", "int8", "fp32", "--repeats", "1000", "--out", str(out)]
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    ends = time.monotonic() + 120
-    seen: set[int] = set()
-    while len(seen) < 2:  # both have been built, and waited for their turns
-        seen |= {number for number, state, session in processes() if state == "T" and session == process.pid}
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    time.sleep(2)  # into the repeats
-    os.killpg(process.pid, signal.SIGINT)
-    table, message = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert message == f"fastervit: interrupted after 0 of 4 rows; those are in {out}\n"
+    process = long_run(out)
+    try:
+        ends = time.monotonic() + 120
+        while not (out / "results.csv").exists() or len(rows_in(out)) < 4:  # all have come to their first turn
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert [row["status"].partition(":")[0] for row in rows_in(out)] == ["unavailable"] * 2 + ["running"] * 2
+        os.killpg(process.pid, number)
+        table, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert message == f"fastervit: interrupted; 0 of 4 rows are whole, in {out}\n"
     rows = rows_in(out)
     assert [row["status"].partition(":")[0] for row in rows] == ["unavailable"] * 2 + ["interrupted"] * 2
     assert all(int(row["repeats"]) >= 1 and float(row["images_per_second"]) > 0 for row in rows[2:])
@@ -106,11 +109,28 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
     assert in_session(process.pid) == []
 
 
+def test_no_process_outlives_the_command(tmp_path: Path) -> None:
+    """Killed, it can tell nobody to end; and a stopped process does nothing of itself."""
+    out = tmp_path / "report"
+    process = long_run(out)
+    try:
+        ends = time.monotonic() + 120
+        while not any(state == "T" and session == process.pid for _, state, session in processes()):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+    assert in_session(process.pid) == []
+
+
 def test_auto_takes_what_is_installed_and_all_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
     from openfastervit_cli.benchmark import _engines
 
     table = {"torch-eager": ENGINES["torch-eager"], "abacus": EngineKind("nowhere:build", ("fp32",), ("abacus_beads",))}
     monkeypatch.setattr(engines, "ENGINES", table)
+    monkeypatch.setattr(engines, "installed_engines", lambda: ["torch-eager"])
     assert _engines(["auto"]) == ["torch-eager"]
     assert _engines(["all"]) == ["torch-eager", "abacus"]
     assert _engines(["abacus", "auto", "abacus"]) == ["abacus", "torch-eager"]

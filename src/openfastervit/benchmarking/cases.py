@@ -12,6 +12,10 @@ from openfastervit.inference.engines import Precision
 
 OK = "ok"
 """The status of a row that was measured whole. Others begin with a kind and a colon, then tell what happened."""
+RUNNING = "running"
+"""The kind of a row that lacks repeats, while they are measured."""
+INTERRUPTED = "interrupted"
+"""The kind of a row that will lack them for ever."""
 
 
 Key = tuple[str, str, str, int, int, int]

@@ -3,15 +3,16 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from openfastervit import __version__, environment
-from openfastervit.benchmarking.cases import Case, Row, to_csv
+from openfastervit.atomic import write_atomically
+from openfastervit.benchmarking.cases import INTERRUPTED, RUNNING, Case, Key, Row, to_csv
 from openfastervit.benchmarking.pareto import judged
 from openfastervit.benchmarking.published import SOURCES
-from openfastervit.training.atomic import write_atomically
 
 PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt")
 """Whose versions say what was measured."""
@@ -34,14 +35,14 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._order = {case.key: number for number, case in enumerate(cases)}
-        self._rows: list[Row] = []
+        self._rows: dict[Key, Row] = {}
         self._settings: dict[str, Any] = {**settings, "started": _now(), "finished": None, "load_before": _load()}
         self._write()
 
     @property
     def rows(self) -> list[Row]:
         """Rows so far, in the order they were asked for, each with its verdict."""
-        return judged(sorted(self._rows, key=lambda row: self._order[row.key]))
+        return judged(sorted(self._rows.values(), key=lambda row: self._order[row.key]))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -49,12 +50,16 @@ class Folder:
         return self._settings
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep rows."""
-        self._rows += rows
+        """Keep rows, in the place of earlier ones of the same cases."""
+        self._rows |= {row.key: row for row in rows}
         write_atomically(self.path / "results.csv", to_csv(self.rows).encode())
 
     def finish(self, *, page: bool, interrupted: bool) -> None:
-        """Write the rest."""
+        """Write the rest. Rows that are still running are so no more."""
+        for key, row in self._rows.items():
+            if row.status.startswith(RUNNING):
+                self._rows[key] = replace(row, status=row.status.replace(RUNNING, INTERRUPTED, 1))
+        self.add([])
         self._settings |= {"finished": _now(), "interrupted": interrupted, "load_after": _load()}
         self._write()
         if page:

@@ -9,9 +9,9 @@ A process whose turn it is not is stopped (``SIGSTOP``): the threads of some bac
 would take the processor from the one that is measured. Spinning within its own turn is left as each backend has it, for
 so it would run at a user's.
 
-The processes that are there together form a block, as many as the free memory holds, those first that will be compared.
-Each row tells its block: of two rows in different blocks, drift may speak. A case that runs out of memory while others
-hold theirs is measured again alone before it is said not to fit.
+The processes that are there together form a block: one batch and precision, as many as the free memory holds. Each row
+tells its block: of two rows in different blocks, drift may speak. A case that runs out of memory while others hold
+theirs is measured again alone before it is said not to fit.
 """
 
 import contextlib
@@ -19,14 +19,16 @@ import multiprocessing
 import os
 import signal
 import statistics
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from openfastervit.benchmarking import memory
-from openfastervit.benchmarking.cases import OK, Case, Row, empty_row
+from openfastervit.benchmarking.cases import OK, RUNNING, Case, Row, empty_row
 from openfastervit.benchmarking.timing import TAIL_CALLS, calls_for, percentile, quartiles, tail
 from openfastervit.benchmarking.worker import Built, Failed, Machine, Timed, serve, status_of
 from openfastervit.inference.engines import ENGINES, EngineError
@@ -54,18 +56,10 @@ class Plan:
         return calls_for(seconds_a_call, self.seconds, least)
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C. ``rows`` are those of the cases that were begun."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        super().__init__()
-        self.rows = list(rows)
-
-
 def measure(
     cases: Sequence[Case], machine: Machine, plan: Plan, *, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[list[Row]]:
-    """Measure cases, and give their rows as soon as they are known.
+    """Measure cases, and give their rows as soon as they are known, then again with each repeat.
 
     Args:
         cases: In the order of who is compared with whom.
@@ -73,8 +67,9 @@ def measure(
         plan: How often.
         tell: Told what goes on.
 
-    Raises:
-        Interrupted: At Ctrl-C; it has the rows of the block that was being measured.
+    Yields:
+        New rows, and rows that replace earlier ones of the same cases. While repeats are missing the status is
+        ``RUNNING`` and how many there are.
     """
     context = _context()
     waiting = list(cases)
@@ -87,8 +82,6 @@ def measure(
         try:
             yield from block.fill(again if alone else waiting, largest=1 if alone else LARGEST_BLOCK)
             yield from block.run()
-        except KeyboardInterrupt:
-            raise Interrupted(block.rows("interrupted: ")) from None
         finally:
             block.end()
         again += block.again
@@ -126,7 +119,8 @@ class _Block:
     def fill(self, waiting: list[Case], largest: int) -> Iterator[list[Row]]:
         """Take cases from the front of ``waiting`` while memory lasts; the rows of those that cannot be built."""
         room: float | None = None
-        while waiting and len(self._workers) < largest:
+        kin = _kin(waiting[0])
+        while waiting and len(self._workers) < largest and _kin(waiting[0]) == kin:
             case = waiting[0]
             missing = _unavailable(case)
             if missing is not None:
@@ -153,8 +147,10 @@ class _Block:
                 return
 
     def run(self) -> Iterator[list[Row]]:
-        """All repeats of all; then the rows."""
+        """All repeats of all; the rows after each, for they may be the last."""
         for repeat in range(self._plan.repeats):
+            if not self._workers:
+                return
             self._tell(
                 f"block {self.number}: repeat {repeat + 1} of {self._plan.repeats}, {len(self._workers)} in turns"
             )
@@ -170,11 +166,7 @@ class _Block:
                     self.again.append(worker.case)
                 else:
                     yield [empty_row(worker.case, answer.status, threads=worker.built.threads)]
-        yield self.rows()
-
-    def rows(self, status: str = "") -> list[Row]:
-        """Rows of what was measured so far; the status of those that lack repeats begins with ``status``."""
-        return [row_of(worker, self.number, self._plan, status) for worker in self._workers if worker.seconds]
+            yield [row_of(worker, self.number, self._plan) for worker in self._workers]
 
     def end(self) -> None:
         """End all processes, stopped ones too."""
@@ -220,16 +212,15 @@ class _Block:
         return answer
 
 
-def row_of(worker: "_Worker", block: int, plan: Plan, status: str = "") -> Row:
+def row_of(worker: _Worker, block: int, plan: Plan) -> Row:
     """The row of a worker's repeats."""
     case = worker.case
     rates = [case.batch_size * len(seconds) / sum(seconds) for seconds in worker.seconds]
     calls = [second for seconds in worker.seconds for second in seconds]
     low, high = quartiles(rates)
     last = tail(calls)
-    whole = len(rates) == plan.repeats
     return replace(
-        empty_row(case, OK if whole else f"{status}{len(rates)} of {plan.repeats} repeats"),
+        empty_row(case, OK if len(rates) == plan.repeats else f"{RUNNING}: {len(rates)} of {plan.repeats} repeats"),
         images_per_second=statistics.median(rates),
         images_per_second_q1=low,
         images_per_second_q3=high,
@@ -243,6 +234,11 @@ def row_of(worker: "_Worker", block: int, plan: Plan, status: str = "") -> Row:
         threads=worker.built.threads,
         block=block,
     )
+
+
+def _kin(case: Case) -> tuple[int, str]:
+    """What is compared with one another has this in common."""
+    return case.batch_size, case.precision
 
 
 def _unavailable(case: Case) -> str | None:
@@ -299,5 +295,20 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openfastervit.benchmarking.worker"])
+    context.set_forkserver_preload(["openfastervit.benchmarking.nursery"])
+    with _ctrl_c_ignored():  # by the server, which takes that over: it goes to all of a terminal's processes
+        forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """In processes that are started meanwhile; elsewhere than in the main thread signals cannot be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

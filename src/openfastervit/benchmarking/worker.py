@@ -83,7 +83,8 @@ def serve(case: Case, machine: Machine, connection: Connection) -> None:
     Where something goes wrong the answer is ``Failed``, and the process ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; who started this one decides
-    _die_first()
+    end_with_parent()
+    _end_first()
     try:
         if machine.memory_limit is not None:
             memory.limit_memory(machine.memory_limit)
@@ -235,12 +236,16 @@ class _Meter:
         return max(0, self.free - torch.cuda.mem_get_info(self._cuda)[0])
 
 
-def _die_first() -> None:
-    """Where Linux runs out of memory, it ends this process before others; it ends it too when its parent is gone."""
-    with contextlib.suppress(OSError):  # not Linux, or a sandbox forbids it
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+def end_with_parent() -> None:
+    """Where Linux allows it, end this process when the one that made it is gone, stopped or not."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has no prctl
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_first() -> None:
+    """Where Linux runs out of memory, let it end this process before others."""
+    with contextlib.suppress(OSError):  # not Linux, or a sandbox forbids it
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 _PR_SET_PDEATHSIG = 1
