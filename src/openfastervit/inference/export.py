@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openfastervit.atomic import sync_directory, temporary_for
 from openfastervit.data.images import ImageError
 from openfastervit.inference.checkpoint import Classifier
-from openfastervit.inference.engines.engine import Precision, deployable, require
+from openfastervit.inference.engines.engine import MAX_DIFFERENCE, Precision, deployable, difference, require
 from openfastervit.inference.exported import (
     FORMATS,
     KEY,
@@ -51,8 +51,6 @@ PRECISIONS: dict[Format, tuple[Precision, ...]] = {
 }
 """What each format can hold and run."""
 
-MAX_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
-"""Of an image's logits, the Euclidean norm of the difference over that of the network's, at most."""
 MAX_DISTANCE = 0.05
 """For int8: mean total variation distance, 0 to 1, between the class probabilities, on images it has not seen."""
 BATCHES = (1, 3)
@@ -367,7 +365,8 @@ def _compare(classifier: Classifier, written: Path, plan: Plan, real: Tensor | N
             raise ExportError(f"it gives {list(outputs.shape)} for {list(expected.shape)}; it is not written")
         agreement = float((outputs.argmax(-1) == expected.argmax(-1)).double().mean())
         size = (pixels.shape[2], pixels.shape[3])
-        found.append(Comparison(kind, batch_size, size, _difference(outputs, expected, plan.precision), agreement))
+        apart = _distance if plan.precision == "int8" else difference
+        found.append(Comparison(kind, batch_size, size, apart(outputs, expected), agreement))
 
     generator = torch.Generator().manual_seed(0)
     try:
@@ -383,11 +382,9 @@ def _compare(classifier: Classifier, written: Path, plan: Plan, real: Tensor | N
     return tuple(found)
 
 
-def _difference(found: Tensor, expected: Tensor, precision: Precision) -> float:
-    found, expected = found.double(), expected.double()
-    if precision == "int8":
-        return float((found.softmax(-1) - expected.softmax(-1)).abs().sum(-1).mean() / 2)
-    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Mean total variation distance, 0 to 1, between the class probabilities of logits ``(B, classes)``."""
+    return float((found.double().softmax(-1) - expected.double().softmax(-1)).abs().sum(-1).mean() / 2)
 
 
 def _judge(found: Sequence[Comparison], plan: Plan) -> None:
@@ -406,7 +403,6 @@ def _judge(found: Sequence[Comparison], plan: Plan) -> None:
 
 __all__ = [
     "FORMATS",
-    "MAX_DIFFERENCE",
     "MAX_DISTANCE",
     "PRECISIONS",
     "SUFFIXES",

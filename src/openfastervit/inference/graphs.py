@@ -73,7 +73,9 @@ def to_program(
     try:
         with torch.no_grad():
             return torch.export.export(network, (example,), dynamic_shapes=(dims,))
-    except torch._dynamo.exc.UserError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of the tracer, of its constraints, or of an operation with sizes it cannot have
         open_axes = "batch" if size is not None else "batch, height and width"
         raise GraphError(
             f"{type(network).__name__} has no graph with open {open_axes}: {str(error).splitlines()[0]}; "

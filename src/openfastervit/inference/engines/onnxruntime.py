@@ -53,7 +53,7 @@ class OnnxRuntimeEngine:
         source = model if isinstance(model, bytes) else os.fspath(model)
         try:
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=self._providers())
-        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+        except _refusals() as error:
             raise EngineError(f"ONNX Runtime does not take this model: {error}") from error
         (images,) = self._session.get_inputs()
         (self._logits,) = (output.name for output in self._session.get_outputs())
@@ -112,6 +112,14 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._session = None
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises of a model; its errors have no common class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, kind) for kind in kinds)
 
 
 def build(network: nn.Module, settings: Settings) -> OnnxRuntimeEngine:
