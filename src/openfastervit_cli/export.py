@@ -50,8 +50,6 @@ def export(
         raise ValueError(f"--size {' '.join(map(str, size))} is neither a side nor height and width")
     if calibration_images < 1:
         raise ValueError(f"--calibration-images {calibration_images} must be at least 1")
-    if precision == "int8" and calibration is None:
-        raise ValueError("--precision int8 needs --calibration FOLDER: real images to take ranges from")
     from openfastervit.data.images import find_images
     from openfastervit.inference import load_classifier
     from openfastervit.inference.export import Plan, check_out, sample_pixels
@@ -62,6 +60,8 @@ def export(
     sides = None if size is None else (size[0], size[-1])
     # What can be said without reading anything is said first.
     check_out(out, Plan(to, precision, sides or (None if dynamic_size else (1, 1)), preprocessing, where))
+    if precision == "int8" and calibration is None:
+        raise ValueError("--precision int8 needs --calibration FOLDER: real images to take ranges from")
     paths = [] if calibration is None else find_images(calibration)
     classifier = load_classifier(checkpoint, model, size)
     _, height, width = classifier.preparation["input_size"]
