@@ -38,6 +38,8 @@ SHARE = 0.6
 """Of the free memory that a block may fill."""
 LARGEST_BLOCK = 64
 """Processes."""
+PATIENCE = 10.0
+"""Seconds that a process may take to end."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,14 @@ class _Block:
 
     def end(self) -> None:
         """End all processes, stopped ones too."""
-        begun = [] if self._started is None else [self._started]
-        for process in [*begun, *(worker.process for worker in self._workers)]:
-            _kill(process)
+        if self._started is not None:
+            _end(self._started, 0)
         for worker in self._workers:
+            with contextlib.suppress(BrokenPipeError):  # it is gone already
+                worker.connection.send(None)
+            _go_on(worker.process)
+        for worker in self._workers:
+            _end(worker.process, PATIENCE)
             worker.connection.close()
 
     def _taken(self) -> int:
@@ -192,8 +198,9 @@ class _Block:
         answer = _answer(process, ours)
         assert not isinstance(answer, Timed)
         if isinstance(answer, Failed):
-            _kill(process)
+            _end(process, PATIENCE)
             ours.close()
+            self._started = None
         else:
             _stop(process)
         return answer, process, ours
@@ -207,7 +214,7 @@ class _Block:
         if isinstance(answer, Timed):
             _stop(worker.process)
         else:
-            _kill(worker.process)
+            _end(worker.process, PATIENCE)
             worker.connection.close()
         return answer
 
@@ -273,8 +280,10 @@ def _ended(process: BaseProcess) -> Failed:
     return Failed(f"failed: the process ended with exit code {code}")
 
 
-def _kill(process: BaseProcess) -> None:
+def _end(process: BaseProcess, seconds: float) -> None:
+    """Give a process so long to end of itself, as backends like to, and then no longer."""
     if process.pid is not None:  # else it never began
+        process.join(seconds)
         process.kill()
         process.join()
 

@@ -166,11 +166,12 @@ def _front_line(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten, from below the least value to above the largest."""
+    """Numbers of one digit and zeros, around the values; of a wide range those of 1, 2 and 5 alone."""
     if not values:
         return []
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    ticks = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 5)]
+    digits = (1, 2, 5) if max(values) > 8 * min(values) else range(1, 10)
+    ticks = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in digits]
     first = max(i for i, tick in enumerate(ticks) if tick <= min(values))
     last = min(i for i, tick in enumerate(ticks) if tick >= max(values))
     return ticks[first : last + 1]
@@ -195,7 +196,7 @@ def _layout(x: str, y: str, speeds: Sequence[float]) -> dict[str, Any]:
             "ticktext": [f"{tick:,g}" for tick in ticks],
             "tickangle": 0,
         },
-        "yaxis": {**axis, "title": {"text": y, "standoff": 8}, "ticksuffix": " "},
+        "yaxis": {**axis, "title": {"text": y, "standoff": 8}, "ticksuffix": " ", "automargin": True},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": LINE},
