@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 
 from openfastervit import environment
 from openfastervit.inference import load_classifier
-from openfastervit.inference.engines import ENGINES, EngineError, Settings, create_engine, installed_engines
+from openfastervit.inference.engines import ENGINES, PRECISIONS, EngineError, Settings, create_engine, installed_engines
 
 CALIBRATION = 300
 """Images, evenly over the training set."""
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/, a folder a class")
     parser.add_argument("--out", type=Path, required=True, help="the CSV")
     parser.add_argument("--engines", nargs="+", help="names; by default all that are installed and build in seconds")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"], choices=PRECISIONS, help="of each")
     parser.add_argument("--images", type=int, help="of the validation set, evenly over it; by default all")
     options = parser.parse_args(arguments)
     network, classes, preparation = load_classifier(options.checkpoint)
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     for name in ["torch-eager", *(name for name in names if name != "torch-eager")]:
         for precision in ENGINES[name].precisions:
+            if precision not in options.precisions or (name == "torch-eager" and precision != "fp32"):
+                continue  # the plain network is the reference, and eager kernels of low precision may crawl
             settings = Settings(size=size, precision=precision, batch_size=16, calibration=calibration)
             started = time.perf_counter()
             try:

@@ -53,7 +53,7 @@ def predict(
 
     Args:
         input: An image, or a folder: all images in it and its subfolders, sorted by name.
-        checkpoint: Weights, as safetensors or torch file, in any layout.
+        checkpoint: Weights, as safetensors or torch file, in any layout; or an exported network: .onnx, .xml, .pt2.
         model: Name of the network, where the checkpoint does not tell it.
         topk: Classes shown for each image.
         out: File for the rows, '-' for standard output. It appears when complete.
@@ -290,13 +290,17 @@ def _sum_up(images: int, failed: int, out: Path | None, what: str = "classified"
 
 
 def _digest(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint: its name may stay when training writes a better one."""
+    """A checkpoint's digest: its name may stay when training writes a better one."""
     from openfastervit.models.checkpoints import read_checkpoint
 
     if not checkpoint.is_file():
         read_checkpoint(checkpoint)  # tells what is wrong with it
-    with checkpoint.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    digest = hashlib.sha256()
+    weights = checkpoint.with_suffix(".bin")  # of an OpenVINO file they lie beside it
+    for path in (checkpoint, weights) if checkpoint.suffix == ".xml" and weights.is_file() else (checkpoint,):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openfastervit.data.images import ImageError
 from openfastervit.inference.checkpoint import load_classifier
 from openfastervit.inference.engines import Engine, Precision, Settings, auto_engine, create_engine
+from openfastervit.inference.exported import is_exported, load_exported, read_about
 from openfastervit.inference.pipeline import overlapped
 from openfastervit.inference.preparation import Preparation
 
@@ -71,7 +72,7 @@ class Predictor:
         """A predictor from one file; ``load_classifier`` tells what it may hold, and what it raises.
 
         Args:
-            path: A checkpoint.
+            path: A checkpoint, or what ``fastervit export`` made of one: see ``from_exported``.
             model: Name of the network, where the checkpoint does not tell it.
             img_size: Side or (height, width) that images are scaled to.
             device: "cpu", "cuda", "cuda:1", "mps"; "auto" for the best there is.
@@ -87,6 +88,10 @@ class Predictor:
                 cannot be had or has not that precision, or int8 is left without an image to calibrate with.
         """
         where = find_device(device)
+        if is_exported(path):
+            if model is not None or img_size is not None:
+                raise ValueError(f"{path} is an exported network: model and img_size were settled when it was exported")
+            return cls.from_exported(path, device=str(where), engine=engine, precision=precision)
         network, classes, told = load_classifier(path, model, img_size)
         try:
             preparation = Preparation.of(told)
@@ -100,6 +105,36 @@ class Predictor:
             calibration=_calibration(preparation, calibration or ()) if precision == "int8" else None,
         )
         return cls(_engine(network, engine, settings, tell), classes, preparation)
+
+    @classmethod
+    def from_exported(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        engine: str = "auto",
+        precision: Precision = "fp32",
+    ) -> "Predictor":
+        """A predictor from a file that ``fastervit export`` made: its format is its engine.
+
+        Args:
+            path: Ends in ``.onnx``, ``.xml`` (OpenVINO), ``.pt2`` (torch) or ``.engine`` (TensorRT).
+            device: As of ``from_checkpoint``.
+            engine: "auto" or "torch-folded", the defaults elsewhere, or the file's own.
+            precision: "fp32", the default elsewhere, or the file's own.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it was not made by ``fastervit export``, or is asked for another engine or precision.
+        """
+        about = read_about(path)
+        if precision not in ("fp32", about.precision):
+            raise ValueError(f"{path} computes in {about.precision}, not {precision}; export it in {precision}")
+        exported = load_exported(path, device=device)
+        if engine not in ("auto", "torch-folded", exported.engine.name):
+            exported.engine.close()
+            raise ValueError(f"{path} runs on {exported.engine.name}, not on {engine}; leave the engine out")
+        return cls(exported.engine, exported.classes, Preparation.of(exported.preparation))
 
     def predict(
         self,
