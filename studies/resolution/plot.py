@@ -13,6 +13,7 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     panels = {
         "ms a megapixel": "ms_per_megapixel",
@@ -32,6 +33,8 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         ticks = sorted({int(row["side"]) for row in lines})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], rotation=60)
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.grid(alpha=0.3)
     axes[-1].legend()
     first = lines[0]
