@@ -3,12 +3,11 @@
 Both networks have the same convolutions, channels, blocks and heads. With full attention the window is the whole map
 and there are no carriers. At each size the two take turns, so that what else the machine does slows both alike.
 
-Position embeddings and biases follow from the size alone. Both networks are timed with theirs computed beforehand, as
-one would deploy them: computing them anew costs full attention far more than the attention itself, and would flatter
-hierarchical attention.
+Position embeddings and biases follow from the size alone. Both networks are timed folded, as one would deploy them:
+computing positions anew costs full attention far more than the attention itself, and would flatter hierarchical
+attention.
 """
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openfastervit.demo.network import SIDE, attention_of, build, describe
-from openfastervit.layers import PositionMLP, RelativePositionBias
+from openfastervit.inference.fold import fold
 from openfastervit.models import FasterViT
 
 SIDES = (SIDE, 2 * SIDE, 3 * SIDE, 4 * SIDE, 6 * SIDE)
@@ -100,7 +99,7 @@ def compare(
         images = torch.randn(BATCH, 1, side, side)
         fit_windows(twin, side)
         stage = next(stage for stage in describe(model, images) if stage.carriers)
-        pair = [constant_positions(network, images) for network in (model, twin)]
+        pair = [fold(network, side) for network in (model, twin)]
         calls = [_calls(network, images) for network in pair]
         rates: tuple[list[float], list[float]] = [], []
         for repeat in range(repeats):
@@ -111,41 +110,6 @@ def compare(
                 rates[which].append(BATCH * calls[which] / seconds)
             tell()
         yield Timing(side, stage.size[0] * stage.size[1], stage.carriers, tuple(rates[0]), tuple(rates[1]))
-
-
-class _Constant(nn.Module):
-    """What a module of positions gave, whatever it is asked."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, *_: object) -> Tensor:
-        return self.value
-
-
-@torch.no_grad()
-def constant_positions(model: FasterViT, images: Tensor) -> FasterViT:
-    """A copy for images of this very size, with all that follows from the size computed beforehand: the same logits."""
-    model = copy.deepcopy(model)
-    values: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda module, inputs, output: values.update({name: output.contiguous()})
-
-    biases = [name for name, module in model.named_modules() if isinstance(module, RelativePositionBias)]
-    embeddings = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, PositionMLP) and name.rpartition(".")[0] not in biases
-    ]
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in (*biases, *embeddings)]
-    model(images[:1])
-    for handle in handles:
-        handle.remove()
-    for name, value in values.items():
-        model.set_submodule(name, _Constant(value))
-    return model
 
 
 def _time(model: nn.Module, images: Tensor, calls: int) -> float:
