@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.docs.reader import blocks, commands, shortened, write_photos
+from tests.pocket import write_checkpoint
 
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BIN = Path(sys.executable).parent
@@ -70,6 +71,7 @@ def test_readme_commands(demo: Path) -> None:
 def test_python_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos")
+    write_checkpoint(tmp_path / "model.safetensors")
     for block in blocks(document, "python"):
         exec(compile(block, str(document), "exec"), {})
 
