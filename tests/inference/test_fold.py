@@ -193,12 +193,20 @@ def test_what_cannot_be_folded() -> None:
 
 
 def _full(name: str) -> FasterViT:
+    """At full size; its own initialisation draws a billion numbers twice, and takes minutes."""
     torch.manual_seed(0)
-    model = openfastervit.create_model(name).eval()
+    model = openfastervit.create_model(name, device="meta").to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 0.02)
+            else:
+                parameter.fill_(1.0)
     wake(model)
     return model
 
 
+@pytest.mark.timeout(1200)  # the largest take minutes on a single core
 @pytest.mark.parametrize(
     "name", ["fastervit_0", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "fastervit_0")]
 )
