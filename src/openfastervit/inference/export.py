@@ -35,7 +35,15 @@ from openfastervit.inference.exported import (
     open_exported,
     read_about,
 )
-from openfastervit.inference.graphs import OPEN_SIDES, input_name, to_onnx, to_openvino, to_precision, to_program
+from openfastervit.inference.graphs import (
+    OPEN_SIDES,
+    input_name,
+    save_onnx,
+    to_onnx,
+    to_openvino,
+    to_precision,
+    to_program,
+)
 from openfastervit.inference.preparation import Preparation
 from openfastervit.inference.preprocessing import FromPixels
 from openfastervit.inference.quantise import LEAST_IMAGES
@@ -227,13 +235,7 @@ def _write_onnx(classifier: Classifier, about: About, path: Path, plan: Plan, pi
         images = pixels if plan.preprocessing else normalised(pixels, classifier)
         graph = onnx_ir.from_proto(quantise_onnx(onnx_ir.to_proto(graph), images))
     graph.metadata_props[KEY] = about.to_json()
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    # Protocol buffers end at 2 GB; weights of larger networks lie beside the file.
-    onnx_ir.save(graph, path, external_data=f"{path.name}.data" if size > _ONE_FILE else None)
-
-
-_ONE_FILE = 1_900_000_000
-"""Bytes of weights that an ONNX file holds itself."""
+    save_onnx(graph, path)
 
 
 def _write_openvino(classifier: Classifier, about: About, path: Path, plan: Plan, pixels: Tensor | None) -> None:

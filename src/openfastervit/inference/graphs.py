@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,6 +33,8 @@ OPEN_SIDES = (33, 16384)
 
 A program of ``torch.export`` for a network with carriers also wants more than one window, and says so where there is
 one: it checks what was assumed in tracing. ONNX and OpenVINO graphs of it are right at one window too."""
+ONE_FILE = 1_900_000_000
+"""Bytes of weights that an ONNX file holds itself."""
 OPSET = 20
 """Of ONNX: the first with GELU."""
 _UNHEARD = -1e4
@@ -276,3 +279,12 @@ def _open_block(
     if block.propagate:
         x = x + heard * block.carrier_scale(spread_carriers(local, block.carrier_size, block.window))
     return x, local.reshape(batch, counts[0] * counts[1] * k, channels)
+
+
+def save_onnx(graph: "onnx_ir.Model", path: Path) -> None:
+    """Write an ONNX graph; weights above 2 GB, too many for protocol buffers, lie beside it in ``path`` + ``.data``."""
+    import onnx_ir
+
+    weights = (value.const_value for value in graph.graph.initializers.values())
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    onnx_ir.save(graph, path, external_data=f"{path.name}.data" if size > ONE_FILE else None)

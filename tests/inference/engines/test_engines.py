@@ -11,6 +11,7 @@ from torch import nn
 from openfastervit.inference.engines import ENGINES, Engine, EngineError, Settings, create_engine, installed_engines
 from openfastervit.inference.engines.engine import MAX_DIFFERENCE, difference
 from openfastervit.inference.fold import fold
+from tests.inference.lively import lively
 from tests.networks import GLOBAL, HAT, KINDS, SCALED, images, tiny
 
 QUICK = [name for name in installed_engines() if not ENGINES[name].compiles and ENGINES[name].runs_on("cpu")]
@@ -32,7 +33,7 @@ def test_all_backends_are_here():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", QUICK)
 def test_logits_are_the_networks(name, kind):
-    network = tiny(kind)
+    network = lively(kind)
     engine = create_engine(network, name, Settings(size=(160, 96), batch_size=4))
     assert isinstance(engine, Engine)
     assert (engine.name, engine.precision) == (name, "fp32")
@@ -148,7 +149,7 @@ def test_a_missing_backend_names_its_extra(name, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_folded_networks_are_one_graph(kind, size):
     """What Inductor is given, without Inductor: one graph, no break."""
-    network, x = tiny(kind), images(*size)
+    network, x = lively(kind), images(*size)
     graph = torch.compile(fold(network, size), backend="aot_eager", fullgraph=True, dynamic=False)
     with torch.no_grad():
         assert difference(graph(x), plain(network, x)) < 1e-5

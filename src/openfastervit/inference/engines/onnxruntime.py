@@ -1,6 +1,8 @@
 """ONNX Runtime, on CPUs and on NVIDIA's GPUs."""
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from openfastervit.inference.engines.engine import (
     check_batch,
     deployable,
 )
-from openfastervit.inference.graphs import to_onnx, to_precision
+from openfastervit.inference.graphs import save_onnx, to_onnx, to_precision
 
 
 class OnnxRuntimeEngine:
@@ -129,17 +131,18 @@ def build(network: nn.Module, settings: Settings) -> OnnxRuntimeEngine:
         EngineError: For int8 without calibration images.
         GraphError: If the network has no ONNX graph.
     """
-    import onnx_ir
-
     floating: Precision = "fp32" if settings.precision == "int8" else settings.precision
     graph = to_onnx(to_precision(deployable(network, settings.size).cpu(), floating), settings.size)
-    model = onnx_ir.to_proto(graph)
     if settings.precision == "int8":
+        import onnx_ir
+
         from openfastervit.inference.quantise_onnx import quantise_onnx
 
         if settings.calibration is None:
             raise EngineError("the engine 'onnxruntime' needs calibration images for int8: Settings(calibration=...)")
-        model = quantise_onnx(model, settings.calibration)
-    return OnnxRuntimeEngine(
-        model.SerializeToString(), settings.precision, device=settings.device, threads=settings.cores
-    )
+        model = quantise_onnx(onnx_ir.to_proto(graph), settings.calibration).SerializeToString()
+        return OnnxRuntimeEngine(model, settings.precision, device=settings.device, threads=settings.cores)
+    with tempfile.TemporaryDirectory(prefix="openfastervit-") as folder:  # a file may have weights of any size
+        path = Path(folder) / "network.onnx"
+        save_onnx(graph, path)
+        return OnnxRuntimeEngine(path, settings.precision, device=settings.device, threads=settings.cores)
