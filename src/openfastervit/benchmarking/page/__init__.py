@@ -55,6 +55,8 @@ def in_words(best: Sequence[Row]) -> str:
         best: Each network's fastest rows, judged.
     """
     compared = [row for row in best if row.comparable and not row.peer]
+    if not best:
+        return "No row was measured whole: nothing can be compared."
     if not compared:
         return "No FasterViT was measured at the size that its accuracy was published at: none can be compared."
     if not any(row.peer and row.comparable for row in best):
@@ -98,7 +100,7 @@ def _charts(names: list[str]) -> str:
     here = (
         '<div class="chart" id="measured" role="img" aria-label="Top-1 against images a second measured here"></div>'
         if names
-        else "<p>Nothing was measured.</p>"
+        else "<p>No row was measured whole; the table below has what was measured until then.</p>"
     )
     return (
         '<section id="front"><h2>Accuracy against speed</h2><div class="pair"><figure><h3>Measured here</h3>'

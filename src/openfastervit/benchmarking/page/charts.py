@@ -14,6 +14,12 @@ OURS, PEERS, LINE = "#e8590c", "#3b82d0", "#8a94a3"
 """Readable on white and on black."""
 
 
+_ALL_NAMED = 8
+"""Networks that all have their names in the chart; of more, those on the front and our own."""
+_LEAST_SPAN = 2.0
+"""Points of top-1 that the axis spans at least: hundredths should not look like a landslide."""
+
+
 def groups(best: Sequence[Row]) -> list[tuple[str, int]]:
     """Precisions and batches that something was measured at, in their order."""
     return list(dict.fromkeys((row.precision, row.batch_size) for row in best))
@@ -52,14 +58,19 @@ def measured_chart(rows: Sequence[Row], best: Sequence[Row], precision: str, bat
     if slower:
         traces.append(_points("other engines", slower, LINE, {}, size=5))
     for name, peer, colour in (("peers", True, PEERS), ("FasterViT", False, OURS)):
-        named = [row for row in compared if row in on_front or not row.peer]
+        few = len(compared) <= _ALL_NAMED
+        named = [row for row in compared if few or row in on_front or not row.peer]
         labels = {row.key: _label(row.model) + (f"@{row.height}" if row.height != usual else "") for row in named}
         own = [row for row in compared if row.peer == peer]
         traces.append(_points(name, own, colour, labels, size=11, bars=True))
         own = [row for row in apart if row.peer == peer]
         traces.append(_points(f"{name}, not compared", own, colour, {}, size=9, symbol="circle-open"))
     speeds = [row.images_per_second or 0.0 for row in [*shown, *slower]]
-    return {"data": traces, "layout": _layout("images a second, measured here", "top-1, published (%)", speeds)}
+    accuracies = [row.top1_published or 0.0 for row in [*shown, *slower]]
+    return {
+        "data": traces,
+        "layout": _layout("images a second, measured here", "top-1, published (%)", speeds, accuracies),
+    }
 
 
 def paper_chart() -> dict[str, Any]:
@@ -88,7 +99,7 @@ def paper_chart() -> dict[str, Any]:
                 "hoverinfo": "text",
             }
         )
-    layout = _layout("images a second, the paper's A100", "top-1, the paper's (%)", [x for x, _ in points])
+    layout = _layout("images a second, the paper's A100", "top-1, the paper's (%)", *zip(*points, strict=True))
     return {"data": traces, "layout": layout}
 
 
@@ -177,26 +188,38 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return ticks[first : last + 1]
 
 
-def _layout(x: str, y: str, speeds: Sequence[float]) -> dict[str, Any]:
+def _layout(x: str, y: str, speeds: Sequence[float], accuracies: Sequence[float]) -> dict[str, Any]:
     """Of both charts.
 
     Args:
         x: Title of the axis of speed.
         y: Title of the axis of accuracy.
         speeds: What the axis of speed shows.
+        accuracies: What the axis of accuracy shows.
     """
+    low, high = min(accuracies, default=0.0), max(accuracies, default=100.0)
+    around = max((_LEAST_SPAN - (high - low)) / 2, 0.08 * (high - low))
+    slowest, fastest = math.log10(min(speeds, default=1.0)), math.log10(max(speeds, default=10.0))
+    aside = max(0.06 * (fastest - slowest), 0.03)
     ticks = _ticks(speeds)
     axis = {"zeroline": False, "showline": True, "linecolor": LINE, "gridcolor": "rgba(138,148,163,.25)"}
     return {
         "xaxis": {
             **axis,
             "type": "log",
+            "range": [slowest - aside, fastest + 3 * aside],  # names stand to the right of their points
             "title": {"text": x, "standoff": 10},
             "tickvals": ticks,
             "ticktext": [f"{tick:,g}" for tick in ticks],
             "tickangle": 0,
         },
-        "yaxis": {**axis, "title": {"text": y, "standoff": 8}, "ticksuffix": " ", "automargin": True},
+        "yaxis": {
+            **axis,
+            "title": {"text": y, "standoff": 8},
+            "ticksuffix": " ",
+            "automargin": True,
+            "range": [low - around, high + around],
+        },
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": LINE},
