@@ -75,6 +75,11 @@ def export(
             raise ValueError(f"none of the images in {calibration} can be read")
     report = write(classifier, out, plan, pixels=pixels, model=model or read_metadata(checkpoint).get("model"))
     print(_told(report), file=sys.stderr)
+    if to == "openvino" and precision == "fp32":
+        print(
+            "fastervit: where a processor has bfloat16, OpenVINO computes in it unless INFERENCE_PRECISION_HINT is f32",
+            file=sys.stderr,
+        )
     print(report.files[0])
     return 0
 

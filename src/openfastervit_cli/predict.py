@@ -296,8 +296,10 @@ def _digest(checkpoint: Path) -> str:
     if not checkpoint.is_file():
         read_checkpoint(checkpoint)  # tells what is wrong with it
     digest = hashlib.sha256()
-    weights = checkpoint.with_suffix(".bin")  # of an OpenVINO file they lie beside it
-    for path in (checkpoint, weights) if checkpoint.suffix == ".xml" and weights.is_file() else (checkpoint,):
+    # Weights may lie beside: those of OpenVINO's files, and those of large ONNX files.
+    beside = {".xml": checkpoint.with_suffix(".bin"), ".onnx": checkpoint.with_name(f"{checkpoint.name}.data")}
+    weights = beside.get(checkpoint.suffix.lower())
+    for path in (checkpoint, weights) if weights is not None and weights.is_file() else (checkpoint,):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

@@ -85,6 +85,7 @@ def load_classifier(
             channels = network.in_chans
             if size is not None:
                 network.set_input_size(size[0] if len(img_size or ()) == 1 else size)
+        _check_finite(network)
         classes = _class_names(metadata, int(network.num_classes))  # type: ignore[arg-type]  # all of timm's have it
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -125,6 +126,13 @@ def _check(metadata: Mapping[str, Any]) -> None:
     for key, (form, holds) in rules.items():
         if told.get(key) is not None and not holds(told[key]):
             raise CheckpointError(f"its metadata is damaged: the input {key} is {told[key]!r}, not {form}")
+
+
+def _check_finite(network: nn.Module) -> None:
+    """Raise ``CheckpointError`` where training went astray: kernels may make numbers of what is none."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
 
 
 def _is_number(value: Any) -> bool:

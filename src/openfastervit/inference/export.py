@@ -1,6 +1,6 @@
 """A network written to a file that runs without this package, and compared with the network before it counts.
 
-``export`` writes into a hidden folder beside its place, opens what it wrote as a user would, compares the logits, and
+``export`` writes into a hidden folder beside its place, opens what it wrote, compares the logits, and
 only then moves it where it was asked for: what differs too much leaves nothing behind.
 """
 

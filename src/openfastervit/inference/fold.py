@@ -36,7 +36,7 @@ from openfastervit.layers import (
     TransformerLayer,
     grid_geometry,
 )
-from openfastervit.layers.conv import check_images
+from openfastervit.layers.conv import MIN_SIZE, check_images
 from openfastervit.layers.windows import (
     block_order,
     carriers_to_windows,
@@ -455,8 +455,11 @@ class _FoldedLayer(nn.Module):
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Factor and shift, in float64, that a batch norm is in evaluation mode."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            "a batch norm without running statistics takes them from each batch and cannot be folded; "
+            "use track_running_stats=True"
+        )
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -554,6 +557,6 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise ValueError(f"size={size!r} is neither a side nor (height, width)")
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in pair):
+        raise ValueError(f"size={size!r} is neither a side nor (height, width), each at least {MIN_SIZE}")
     return pair

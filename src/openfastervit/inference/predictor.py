@@ -194,6 +194,11 @@ class Predictor:
             raise ValueError(
                 f"a batch of {len(pixels)} images does not fit in the memory of {device}; choose a smaller one"
             ) from error
+        if not bool(probabilities.isfinite().all()):
+            raise ValueError(
+                f"the engine {self.engine.name} gave numbers that are not finite in {self.engine.precision}; "
+                "choose another precision"
+            )
         scores, indices = probabilities.topk(topk, dim=-1)
         return list(zip(indices.tolist(), scores.tolist(), strict=True))
 

@@ -118,6 +118,27 @@ def test_the_choice_is_remembered_for_what_it_was_measured_for(network, tmp_path
     assert len(json.loads(cache.read_text())) == 4
 
 
+def test_a_remembered_engine_that_is_wrong_by_now_is_not_used(network, tmp_path, monkeypatch):
+    clock = [0.0]
+    engines = {
+        name: Slow(name, seconds, clock, network) for name, seconds in (("openvino", 0.1), ("torch-folded", 0.2))
+    }
+    built = stub(monkeypatch, engines, clock)
+    monkeypatch.setattr(auto, "measure", lambda *a, m=auto.measure, **k: m(*a, **k, clock=lambda: clock[0]))
+    options = {"among": list(engines), "cache": tmp_path / "engines.json"}
+    assert auto_engine(network, SETTINGS, **options).name == "openvino"
+    engines["openvino"].wrong = 0.5
+    lines = []
+    assert auto_engine(network, SETTINGS, **options, tell=lines.append).name == "torch-folded"
+    assert any("openvino, the fastest when measured before, is out" in line for line in lines)
+    engines["torch-folded"] = RuntimeError("gone")
+    with pytest.raises(EngineError, match="gone"):
+        auto_engine(network, SETTINGS, **options)
+    assert built
+    with pytest.raises(EngineError, match="among is empty"):
+        auto_engine(network, SETTINGS, among=[])
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"KEY": {"engine": "gone"}}', '{"KEY": 3}'])
 def test_a_damaged_memory_is_measured_anew(content, network, tmp_path, monkeypatch):
     clock = [0.0]

@@ -112,6 +112,15 @@ def test_what_is_no_batch_is_named(name):
         engine((images(64, 96) * 255).to(torch.uint8))
     with pytest.raises(ValueError, match=r"floating point.*ndarray"):
         engine(images(64, 96).numpy())
+    for value in (float("nan"), float("inf")):
+        spoilt = images(64, 96)
+        spoilt[1, 2, 3, 4] = value
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            engine(spoilt)
+    pixels = torch.zeros(1, 3, 64, 96)
+    pixels[0, 0, 0, 0] = 255
+    with pytest.raises(ValueError, match=r"go from 0 to 255.*not normalised"):
+        engine(pixels)
     engine.close()
     engine.close()
     with pytest.raises(ValueError, match="closed"):

@@ -84,6 +84,8 @@ def auto_engine(
     Raises:
         EngineError: If no engine can be built, or none is right.
     """
+    if among is not None and not among:
+        raise EngineError("among is empty: name the engines to measure, or leave it out")
     names = list(candidates(settings) if among is None else among)
     if not names:
         raise EngineError(
@@ -94,8 +96,11 @@ def auto_engine(
     key = _key(network, settings, names)
     known = _remembered(file, key)
     if known is not None:
-        tell(f"engine {known.engine}, as measured before: {known.reason}")
-        return create_engine(network, known.engine, settings)
+        engine, wrong = _built(network, known.engine, settings, *_question(network, settings))
+        if engine is not None:
+            tell(f"engine {known.engine}, as measured before: {known.reason}")
+            return engine
+        tell(f"{known.engine}, the fastest when measured before, is out ({wrong}): measuring anew")
     choice, engine = measure(network, settings, names, tell=tell)
     _remember(file, key, choice)
     tell(f"engine {choice.engine}: {choice.reason}")
@@ -129,31 +134,17 @@ def measure(
     Raises:
         EngineError: If no engine can be built, or none is right.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(settings.batch_size, in_channels(network), *settings.size, generator=generator)
-    if settings.calibration is not None:  # real ones tell more of int8
-        images = settings.calibration[torch.arange(settings.batch_size) % len(settings.calibration)].float()
-    reference = create_engine(network, "torch-eager", settings.at("fp32"))
-    expected = reference(images)
-    reference.close()
+    images, expected = _question(network, settings)
     engines: dict[str, Engine] = {}
     failures: dict[str, str] = {}
     for name in names:
         tell(f"building {name}")
-        try:
-            engine = create_engine(network, name, settings)
-            found = engine(images)
-        except (ValueError, RuntimeError, MemoryError) as error:  # what backends raise is told, and another one taken
-            failures[name] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            tell(f"{name} is out: {failures[name]}")
-            continue
-        apart = difference(found, expected)
-        if not apart <= MAX_DIFFERENCE[settings.precision]:  # NaN is not
-            engine.close()
-            failures[name] = f"its logits differ from the network's by {apart:.2g}"
-            tell(f"{name} is out: {failures[name]}")
-            continue
-        engines[name] = engine
+        engine, wrong = _built(network, name, settings, images, expected)
+        if engine is None:
+            failures[name] = wrong
+            tell(f"{name} is out: {wrong}")
+        else:
+            engines[name] = engine
     if not engines:
         told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise EngineError(f"no engine can run this network in {settings.precision}: {told}")
@@ -169,6 +160,37 @@ def measure(
     reason = "images a second: " + ", ".join(f"{name} {rates[name]:.1f}" for name in order)
     reason += f" (batch {settings.batch_size}, {settings.size[0]} x {settings.size[1]}, {settings.precision})"
     return Choice(best, reason, rates, failures), winner
+
+
+def _question(network: nn.Module, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Images and the plain network's logits."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(settings.batch_size, in_channels(network), *settings.size, generator=generator)
+    if settings.calibration is not None:  # real ones tell more of int8
+        images = settings.calibration[torch.arange(settings.batch_size) % len(settings.calibration)].float()
+    reference = create_engine(network, "torch-eager", settings.at("fp32"))
+    expected = reference(images)
+    reference.close()
+    return images, expected
+
+
+def _built(
+    network: nn.Module, name: str, settings: Settings, images: Tensor, expected: Tensor
+) -> tuple[Engine | None, str]:
+    """An engine whose logits are right, or None and what is wrong with it."""
+    engine = None
+    try:
+        engine = create_engine(network, name, settings)
+        apart = difference(engine(images), expected)
+    except (ValueError, RuntimeError, MemoryError) as error:  # what backends raise is told, and another one taken
+        wrong = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    else:
+        if apart <= MAX_DIFFERENCE[settings.precision]:  # NaN is not
+            return engine, ""
+        wrong = f"its logits differ from the network's by {apart:.2g}"
+    if engine is not None:
+        engine.close()
+    return None, wrong
 
 
 def _turns(engines: dict[str, Engine], images: Tensor, clock: Callable[[], float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -22,6 +23,9 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, 
 MAX_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
 """How far an engine may be from the network: of an image's logits, the norm of the difference over their own. What int8
 loses in accuracy is bounded where it is quantised; here a wrong result is told from a rounded one."""
+
+MAX_VALUE = 100.0
+"""Of a normalised image: usual ones stay within 3, and pixels that were left from 0 to 255 do not."""
 
 
 @runtime_checkable
@@ -115,12 +119,22 @@ def deployable(network: nn.Module, size: tuple[int, int] | None) -> nn.Module:
 
 
 def in_channels(network: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution."""
-    return next(parameter for parameter in network.parameters() if parameter.dim() == 4).shape[1]
+    """Channels of the images that a network takes: those of its first convolution.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            return parameter.shape[1]
+    raise ValueError(f"{type(network).__name__} has no convolution, and so takes no images")
 
 
 def check_batch(images: Tensor, channels: int, size: tuple[int, int], engine: str) -> None:
-    """Raise ``ValueError`` unless ``images`` are floating point ``(B, channels, *size)``, with B at least 1."""
+    """Raise ``ValueError`` unless ``images`` are ``(B, channels, *size)``, floating point, finite and normalised.
+
+    Their values are looked at on the CPU alone: a GPU would have to be waited for.
+    """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"{engine}: images must be a floating point tensor, normalised, not {found}")
@@ -128,6 +142,16 @@ def check_batch(images: Tensor, channels: int, size: tuple[int, int], engine: st
         raise ValueError(
             f"{engine}: expected images (B, {channels}, {size[0]}, {size[1]}), got {list(images.shape)}; "
             "build the engine for the size of the images"
+        )
+    if images.device.type != "cpu":
+        return
+    low, high = (float(value) for value in torch.aminmax(images))
+    if not (math.isfinite(low) and math.isfinite(high)):  # some kernels would make numbers of them
+        raise ValueError(f"{engine}: the images hold NaN or infinity; check how they were prepared")
+    if max(-low, high) > MAX_VALUE:
+        raise ValueError(
+            f"{engine}: the images' values go from {low:g} to {high:g}: they are not normalised; "
+            "for 8-bit pixels that is (pixels / 255 - mean) / std"
         )
 
 
