@@ -46,3 +46,25 @@ def test_what_is_concluded() -> None:
             ours = rows[name, precision]
             assert set(peers) <= set(ours["not_faster_than"].split())
             assert all(float(rows[peer, precision]["top1_published"]) > float(ours["top1_published"]) for peer in peers)
+
+
+def test_as_images_grow() -> None:
+    with (REPOSITORY / "studies" / "results" / "resolution_cpu.csv").open(newline="", encoding="utf-8") as file:
+        rows = {(row["side"], row["attention"]): row for row in csv.DictReader(file)}
+    after = TEXT.partition("<!-- studies/results/resolution_cpu.csv -->")[2].lstrip().split("\n\n")[0].splitlines()
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in after[2:]]
+    assert [line[0] for line in told] == list(dict.fromkeys(side for side, _ in rows))
+    for side, *cells in told:
+        columns = [(kind, "ms_per_megapixel") for kind in ("hierarchical", "windowed", "full")]
+        columns += [(kind, "memory_mb") for kind in ("hierarchical", "full")]
+        for cell, (kind, column) in zip(cells, columns, strict=False):
+            value = rows[side, kind][column]
+            assert cell == (f"{float(value):.0f}" if value else "out of memory")
+            assert bool(value) == (rows[side, kind]["status"] == "ok")
+        counted = [int(rows[side, kind]["multiply_adds_per_pixel"]) for kind in ("hierarchical", "windowed", "full")]
+        assert cells[5:] == [f"{count / 1e3:.1f}" for count in counted]
+    assert all(row["multiply_adds"] == row["formula_multiply_adds"] for row in rows.values())
+    times = {key: float(row["ms_per_image"]) for key, row in rows.items() if row["ms_per_image"]}
+    assert round(times["1344", "full"] / times["1344", "hierarchical"], 1) == 3.3
+    more = [times[side, "hierarchical"] / times[side, "windowed"] for side, kind in times if kind == "windowed"]
+    assert 1.03 < min(more) < max(more) < 1.1
