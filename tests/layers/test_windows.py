@@ -68,7 +68,7 @@ def test_windows_hold_their_cells(n_h: int, n_w: int, window: tuple[int, int]) -
 def test_exported_order_is_the_same(n_h: int, n_w: int, window: tuple[int, int]) -> None:
     """The gathers that exported graphs use move tokens as the reshapes do."""
     x = numbered(2, 3, n_h * window[0], n_w * window[1])
-    order = windows._block_order(window, (n_h, n_w), x.device)
+    order = windows.block_order(window, (n_h, n_w), x.device)
     gathered = x.flatten(2)[:, :, order].transpose(1, 2).reshape(-1, window[0] * window[1], 3)
     assert torch.equal(gathered, windows.map_to_windows(x, window, (n_h, n_w)))
     assert torch.equal(order[windows._grid_order(window, (n_h, n_w), x.device)], torch.arange(len(order)))

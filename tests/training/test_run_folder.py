@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openfastervit import environment
-from openfastervit.training import atomic, lock, tables
+from openfastervit import atomic, environment
+from openfastervit.training import lock, tables
 from openfastervit.training.environment import git_revision
 from openfastervit.training.run_folder import RunFolder
 

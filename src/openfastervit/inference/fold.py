@@ -36,7 +36,7 @@ from openfastervit.layers import (
     TransformerLayer,
     grid_geometry,
 )
-from openfastervit.layers.conv import MIN_SIZE, check_images
+from openfastervit.layers.conv import check_images
 from openfastervit.layers.windows import (
     block_order,
     carriers_to_windows,
@@ -557,6 +557,6 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in pair):
-        raise ValueError(f"size={size!r} is neither a side nor (height, width), each at least {MIN_SIZE}")
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(f"size={size!r} is neither a side nor (height, width)")
     return pair
