@@ -143,7 +143,7 @@ def test_without_a_network_the_error_names_weights(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("openfastervit.models.checkpoints._noticed", True)
+    monkeypatch.setattr("openfastervit.models.pretrained._noticed", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     says = ["--weights PATH", "--no-pretrained"]
     fails("finetune", "--model", model, "--data", data, "--out", tmp_path / "run", *QUICK, *FITS, says=says)

@@ -1,7 +1,6 @@
-"""Checkpoints: reading files safely, in the released layout or ours, writing them whole, downloading the released."""
+"""Checkpoints: reading files safely, in the released layout or ours, and writing them whole."""
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -57,7 +56,7 @@ def _network(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _unwrap(source: Mapping[str, Any]) -> dict[str, Any]:
+def unwrap(source: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a checkpoint without containers and wrappers' prefixes."""
     for container in _CONTAINERS:
         inner = source.get(container)
@@ -115,7 +114,7 @@ def _is_released(weights: Mapping[str, Any]) -> bool:
 
 def check_is_fastervit(state_dict: Mapping[str, Any]) -> None:
     """Raise ``CheckpointError`` where not even the names are a FasterViT's, in any layout."""
-    _is_released(_unwrap(state_dict))
+    _is_released(unwrap(state_dict))
 
 
 def convert_state_dict(
@@ -133,7 +132,7 @@ def convert_state_dict(
     Raises:
         CheckpointError: If these are not weights of this network: the message names the keys.
     """
-    weights = _unwrap(state_dict)
+    weights = unwrap(state_dict)
     expected = dict(model.state_dict())
     released = _is_released(weights)
     # Names of a headless network too, so that a classifier it drops is recognised.
@@ -288,9 +287,9 @@ def load_checkpoint(
     """
     model = _network(model)
     if isinstance(source, Mapping):
-        weights = _unwrap(source)
+        weights = unwrap(source)
     else:
-        weights = _unwrap(read_checkpoint(source))
+        weights = unwrap(read_checkpoint(source))
     try:
         converted = convert_state_dict(weights, model, strict=strict, skip=("head.fc.",) if new_classifier else ())
     except CheckpointError as error:
@@ -408,56 +407,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-# --- Released weights -----------------------------------------------------------------------------------------------
-
-SHA256: dict[str, str] = {}
-"""sha256 of released files by file name, where known; a download that differs is refused."""
-
-NOTICE = "The released FasterViT weights are for non-commercial use only; openfastervit's licence does not cover them."
-_noticed = False
-
-
-def read_pretrained(cfg: Mapping[str, Any], cache_dir: str | None = None) -> dict[str, Any]:
-    """Weights of a pretrained configuration: its ``file``, or a cached download from the Hugging Face Hub.
-
-    Raises:
-        CheckpointError: If the file cannot be had or does not have the sha256 on record.
-    """
-    global _noticed
-    if cfg.get("file"):
-        return _unwrap(read_checkpoint(cfg["file"]))
-    if not cfg.get("hf_hub_id") or not cfg.get("hf_hub_filename"):
-        raise CheckpointError(f"no released weights are known for {cfg.get('architecture', 'this network')}")
-    if not _noticed:
-        _noticed = True
-        warnings.warn(NOTICE, UserWarning, stacklevel=2)
-    path = download(cfg["hf_hub_id"], cfg["hf_hub_filename"], cache_dir)
-    return _unwrap(read_checkpoint(path))
-
-
-def download(repo: str, filename: str, cache_dir: str | None = None) -> Path:
-    """Fetch a file of the Hugging Face Hub into its cache, once; verified where its sha256 is known."""
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir)
-    try:
-        if isinstance(cached, str):
-            path = Path(cached)
-        else:
-            # One question first: without a network it fails at once, where the download would try again and again.
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, filename), timeout=10)
-            path = Path(huggingface_hub.hf_hub_download(repo, filename, cache_dir=cache_dir))
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise CheckpointError(
-            f"cannot download {filename} from {repo} on the Hugging Face Hub ({type(error).__name__}). Without a "
-            "network, fetch the file elsewhere and pass its path: create_model(name, checkpoint=PATH)"
-        ) from error
-    wanted = SHA256.get(filename)
-    if wanted is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != wanted:
-            raise CheckpointError(f"{path} has sha256 {found}, expected {wanted}; delete it and download again")
-    return path

@@ -23,7 +23,8 @@ from openfastervit.layers.conv import MIN_SIZE, check_images
 from openfastervit.layers.recompute import recompute
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import timm_compat
-from openfastervit.models.checkpoints import convert_state_dict, read_pretrained
+from openfastervit.models.checkpoints import convert_state_dict
+from openfastervit.models.pretrained import read_pretrained
 
 GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
 """timm's names of poolings; "" is none."""
