@@ -1,18 +1,11 @@
 """Building blocks: tensors in, tensors out, torch alone."""
 
 from openfastervit.layers.attention import Attention
+from openfastervit.layers.carriers import CarrierInitialiser
 from openfastervit.layers.conv import ConvBlock, Downsample, LayerNorm2d, Stem
 from openfastervit.layers.drop_path import DropPath
-from openfastervit.layers.hat import (
-    MLP,
-    AttentionBlock,
-    CarrierInitialiser,
-    HierarchicalAttention,
-    LayerScale,
-    TransformerLayer,
-    init_linear,
-    window_pair,
-)
+from openfastervit.layers.hat import AttentionBlock, HierarchicalAttention
+from openfastervit.layers.mixer import TokenMixer, window_pair
 from openfastervit.layers.position import (
     AbsolutePosition,
     GridGeometry,
@@ -20,6 +13,7 @@ from openfastervit.layers.position import (
     RelativePositionBias,
     grid_geometry,
 )
+from openfastervit.layers.transformer import MLP, LayerScale, MLPLayer, TransformerLayer, init_linear
 
 __all__ = [
     "MLP",
@@ -34,9 +28,11 @@ __all__ = [
     "HierarchicalAttention",
     "LayerNorm2d",
     "LayerScale",
+    "MLPLayer",
     "PositionMLP",
     "RelativePositionBias",
     "Stem",
+    "TokenMixer",
     "TransformerLayer",
     "grid_geometry",
     "init_linear",

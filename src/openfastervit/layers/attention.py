@@ -37,16 +37,31 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, channels // self.num_heads)
         return qkv.permute(2, 0, 3, 1, 4)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """``(B, N, C) -> (B, N, C)`` with a bias ``(heads, N, N)``."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(B, N, C) -> (B, N, C)`` with a bias ``(heads, N, N)``.
+
+        Or with one ``(n, 1 or heads, 1 or N, N)``, where ``n`` divides ``B``: sequence ``b`` takes row ``b % n``.
+        """
         batch, tokens, channels = x.shape
         q, k, v = self._heads(x).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+        mask: Tensor | None = None
+        if bias is not None:
+            mask = _for_each(bias, batch).to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
 
     @torch.jit.unused
-    def weights(self, x: Tensor, bias: Tensor) -> Tensor:
+    def weights(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention ``forward`` pays: ``(B, heads, N, N)``, rows (queries) summing to 1. For looking at."""
         q, k, _ = self._heads(x).float().unbind(0)
-        logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + bias.float()
+        logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        if bias is not None:
+            logits = logits + _for_each(bias, len(x)).float()
         return logits.softmax(dim=-1)
+
+
+def _for_each(bias: Tensor, batch: int) -> Tensor:
+    """A bias with an axis for the sequences: of one entry where all share it, else of ``batch``."""
+    if bias.dim() == 3:
+        return bias.unsqueeze(0)
+    return bias if bias.shape[0] == 1 else bias.repeat(batch // bias.shape[0], 1, 1, 1)

@@ -8,165 +8,43 @@ Shapes: ``B`` batch, ``C`` channels, ``H x W`` the map, ``h x w`` a window, ``n_
 ``c`` carrier side, so ``K = c * c`` carriers a window and a grid of ``c*n_h x c*n_w`` carriers a map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openfastervit.layers.attention import Attention
-from openfastervit.layers.drop_path import DropPath
-from openfastervit.layers.position import AbsolutePosition, GridGeometry, RelativePositionBias, grid_geometry
+from openfastervit.layers.carriers import CarrierInitialiser, CarrierPooling
+from openfastervit.layers.mixer import TokenMixer, drop_path_rates, geometry_dtype, window_pair
+from openfastervit.layers.position import AbsolutePosition, GridGeometry, grid_geometry
+from openfastervit.layers.transformer import MLPLayer, TransformerLayer, init_linear
 from openfastervit.layers.windows import (
     carriers_to_grid,
     carriers_to_windows,
     crop,
     exporting,
     map_to_windows,
+    outside,
     pad_to_windows,
     spread_carriers,
     window_counts,
     windows_to_map,
 )
 
-
-def window_pair(window_size: int | Sequence[int], name: str = "window_size") -> tuple[int, int]:
-    """``(h, w)`` from a side or a pair. Raises ``ValueError`` where that is not one or two positive integers."""
-    pair = tuple(window_size) if isinstance(window_size, Sequence) else (window_size, window_size)
-    if len(pair) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in pair):
-        raise ValueError(f"{name}={window_size!r} is neither a positive side nor a pair (height, width)")
-    return pair
+PARTS = ("carrier_attention", "carrier_position", "carrier_bias", "window_position", "window_bias")
+"""What ``without`` can leave out of a block."""
 
 
-def init_linear(module: nn.Module) -> None:
-    """FasterViT's initialisation of a linear layer: weight normal with std 0.02 cut at +-2, bias 0. Others are left."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+class Level(NamedTuple):
+    """How a grid of tokens is cut into windows: the map itself, its carriers, or their carriers."""
 
-
-class MLP(nn.Module):
-    """``Linear -> GELU -> Linear``."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        hidden_dim: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C) -> (B, N, C)``."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class LayerScale(nn.Module):
-    """A learnt factor for each channel."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        init_value: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.init_value = float(init_value)
-        self.gamma = nn.Parameter(torch.full((dim,), self.init_value, device=device, dtype=dtype))
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.gamma, self.init_value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``."""
-        return x * self.gamma
-
-
-class TransformerLayer(nn.Module):
-    """``x += scale1(attention(norm1(x)))``, ``x += scale2(mlp(norm2(x)))``, each branch with drop path."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.bias = RelativePositionBias(num_heads, device=device, dtype=dtype)
-        self.attn = Attention(dim, num_heads=num_heads, device=device, dtype=dtype)
-        self.norm2 = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.mlp = MLP(dim, hidden_dim=int(dim * mlp_ratio), device=device, dtype=dtype)
-        self.scale1: nn.Module = nn.Identity()
-        self.scale2: nn.Module = nn.Identity()
-        if layer_scale is not None:
-            self.scale1 = LayerScale(dim, init_value=layer_scale, device=device, dtype=dtype)
-            self.scale2 = LayerScale(dim, init_value=layer_scale, device=device, dtype=dtype)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, geometry: GridGeometry, num_carriers: int) -> Tensor:
-        """``(B, K + N, C) -> (B, K + N, C)``: ``N`` tokens on the grid of ``geometry`` behind ``K`` carriers."""
-        bias = self.bias(geometry, num_carriers)
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), bias)))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
-
-
-class CarrierInitialiser(nn.Module):
-    """First carriers of a map: a depthwise 3x3 convolution, then overlapping average pooling to the carrier grid.
-
-    Along an axis of length ``L`` with ``O = c * n`` carriers, pooling has stride ``S = L // O`` and kernel
-    ``L - (O - 1) * S``. Where ``c`` does not divide the window, cells grow with ``n`` and drift off their windows:
-    that is how the released networks were trained.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        carrier_size: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.carrier_size = carrier_size
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
-        """``(B, C, n_h*h, n_w*w) -> (B, c*n_h * c*n_w, C)``, carriers in row-major order."""
-        x = self.conv(x)
-        c = self.carrier_size
-        cells_h, cells_w = c * counts[0], c * counts[1]
-        stride_h, stride_w = window[0] // c, window[1] // c  # L // O with L = n * h, O = n * c
-        kernel_h = counts[0] * window[0] - (cells_h - 1) * stride_h
-        kernel_w = counts[1] * window[1] - (cells_w - 1) * stride_w
-        if exporting():
-            # An exported average pool fixes its kernel; membership matrices leave the size of the map open.
-            rows = _cells(cells_h, stride_h, kernel_h, x)
-            columns = _cells(cells_w, stride_w, kernel_w, x)
-            x = rows @ x @ columns.transpose(0, 1) / (kernel_h * kernel_w)
-        else:
-            x = F.avg_pool2d(x, [kernel_h, kernel_w], stride=[stride_h, stride_w])
-        return x.flatten(2).transpose(1, 2)
-
-
-def _cells(cells: int, stride: int, kernel: int, x: Tensor) -> Tensor:
-    """``(cells, L)``: 1 where a position belongs to a cell of the pooling, else 0."""
-    start = torch.arange(cells, device=x.device)[:, None] * stride
-    position = torch.arange((cells - 1) * stride + kernel, device=x.device)[None, :]
-    return ((position >= start) & (position < start + kernel)).to(x.dtype)
+    window: tuple[int, int]
+    counts: tuple[int, int]
+    geometry: GridGeometry
+    """Of a window."""
+    hidden: Tensor | None
+    """``(n, 1, K + N)``, true for padding that no token may attend to; None hides nothing."""
 
 
 class AttentionBlock(nn.Module):
@@ -176,11 +54,13 @@ class AttentionBlock(nn.Module):
         dim: Channels ``C``.
         num_heads: Heads; must divide ``dim``.
         carrier_size: ``c``, or 0 for a block without carriers: plain attention inside windows.
+        carrier_levels: 2 for carriers of carriers.
         mlp_ratio: Hidden channels of the MLPs over ``dim``.
         layer_scale: Initial value of the layer scales, or None for none.
         propagate_carriers: Add the carriers back to their window's tokens at the end (a stage's last block).
         drop_path: Rate of both attention steps. The mask of the carriers is drawn for each image, that of the
             windows for each window.
+        without: Parts left out, of ``PARTS``.
     """
 
     def __init__(
@@ -189,70 +69,110 @@ class AttentionBlock(nn.Module):
         *,
         num_heads: int,
         carrier_size: int = 0,
+        carrier_levels: int = 1,
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         propagate_carriers: bool = False,
         drop_path: float = 0.0,
+        without: Iterable[str] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        without = frozenset(without)
         self.carrier_size = carrier_size
         self.propagate_carriers = propagate_carriers
-        self.window_position = AbsolutePosition(dim, device=device, dtype=dtype)
-        self.window = TransformerLayer(
-            dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            layer_scale=layer_scale,
-            drop_path=drop_path,
-            device=device,
-            dtype=dtype,
-        )
-        self.carrier_position: AbsolutePosition | None = None
-        self.carrier: TransformerLayer | None = None
-        if carrier_size > 0:
-            self.carrier_position = AbsolutePosition(dim, device=device, dtype=dtype)
-            self.carrier = TransformerLayer(
+
+        def position(part: str) -> AbsolutePosition | None:
+            return None if part in without else AbsolutePosition(dim, device=device, dtype=dtype)
+
+        def layer(bias: str) -> TransformerLayer:
+            return TransformerLayer(
                 dim,
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
                 layer_scale=layer_scale,
                 drop_path=drop_path,
+                biased=bias not in without,
                 device=device,
                 dtype=dtype,
             )
 
-    def forward(
-        self,
-        x: Tensor,
-        carriers: Tensor | None,
-        window: tuple[int, int],
-        counts: tuple[int, int],
-        window_geometry: GridGeometry,
-        carrier_geometry: GridGeometry | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Windows ``(B*n_h*n_w, h*w, C)`` and carriers ``(B, c*n_h * c*n_w, C)``, or no carriers: the same out."""
-        x = self.window_position(x, window_geometry)
-        if self.carrier is not None and self.carrier_position is not None:
-            if carriers is not None and carrier_geometry is not None:
-                c = self.carrier_size
-                carriers = self.carrier_position(carriers, carrier_geometry)
-                carriers = self.carrier(carriers, carrier_geometry, 0)
-                x = torch.cat((carriers_to_windows(carriers, c, counts), x), dim=1)
-                x = self.window(x, window_geometry, c * c)
+        self.window_position = position("window_position")
+        self.window = layer("window_bias")
+        self.carrier_position: AbsolutePosition | None = None
+        self.carrier: TransformerLayer | MLPLayer | None = None
+        self.super_position: AbsolutePosition | None = None
+        self.super_carrier: TransformerLayer | None = None
+        if carrier_size > 0:
+            self.carrier_position = position("carrier_position")
+            if "carrier_attention" in without:
+                self.carrier = MLPLayer(
+                    dim, mlp_ratio=mlp_ratio, layer_scale=layer_scale, drop_path=drop_path, device=device, dtype=dtype
+                )
+            else:
+                self.carrier = layer("carrier_bias")
+            if carrier_levels == 2:
+                self.super_position = position("carrier_position")
+                self.super_carrier = layer("carrier_bias")
+
+    def forward(self, x: Tensor, carriers: list[Tensor], levels: list[Level]) -> tuple[Tensor, list[Tensor]]:
+        """Windows and carriers to the same.
+
+        Args:
+            x: Windows ``(B*n_h*n_w, h*w, C)``.
+            carriers: None for plain attention inside windows; the carriers ``(B, c*n_h * c*n_w, C)``; or these and
+                their own carriers. In row-major order over their grids.
+            levels: The windows of the map, of its carriers, and of theirs, as many as there are and one more. The
+                last one's is a single window over its whole grid.
+        """
+        if self.window_position is not None:
+            x = self.window_position(x, levels[0].geometry)
+        if self.carrier is not None:
+            if len(carriers) > 0:
+                c, window, counts = self.carrier_size, levels[0].window, levels[0].counts
+                carriers = self._exchange(carriers, levels)
+                x = torch.cat((carriers_to_windows(carriers[0], c, counts), x), dim=1)
+                x = self.window(x, levels[0].geometry, c * c, levels[0].hidden)
                 local, x = x[:, : c * c], x[:, c * c :]
                 if self.propagate_carriers:
                     x = x + self.carrier.scale1(spread_carriers(local, c, window))
-                return x, carriers_to_grid(local, c, counts)
-        return self.window(x, window_geometry, 0), carriers
+                carriers[0] = carriers_to_grid(local, c, counts)
+                return x, carriers
+        return self.window(x, levels[0].geometry, 0, levels[0].hidden), carriers
+
+    def _exchange(self, carriers: list[Tensor], levels: list[Level]) -> list[Tensor]:
+        """Carriers attend to one another: all to all, or inside windows of their own together with their carriers."""
+        assert self.carrier is not None
+        t, level = carriers[0], levels[1]
+        if len(carriers) == 1:
+            if self.carrier_position is not None:
+                t = self.carrier_position(t, level.geometry)
+            return [self.carrier(t, level.geometry, 0)]
+        c, top = self.carrier_size, levels[2]
+        assert self.super_carrier is not None
+        s = carriers[1]
+        if self.super_position is not None:
+            s = self.super_position(s, top.geometry)
+        s = self.super_carrier(s, top.geometry, 0)
+        height, width = c * levels[0].counts[0], c * levels[0].counts[1]
+        t = pad_to_windows(t.transpose(1, 2).unflatten(2, (height, width)), level.window, level.counts)
+        t = map_to_windows(t, level.window, level.counts)
+        if self.carrier_position is not None:
+            t = self.carrier_position(t, level.geometry)
+        t = torch.cat((carriers_to_windows(s, c, level.counts), t), dim=1)
+        t = self.carrier(t, level.geometry, c * c, level.hidden)
+        s = carriers_to_grid(t[:, : c * c], c, level.counts)
+        t = crop(windows_to_map(t[:, c * c :], level.window, level.counts), height, width)
+        return [t.flatten(2).transpose(1, 2), s]
 
 
-class HierarchicalAttention(nn.Module):
+class HierarchicalAttention(TokenMixer):
     """A stage of hierarchical attention, a map in and a map out, for any height and width.
 
     The map is padded with zeros at the right and the bottom to whole windows, and cropped again at the end; the
-    padding takes part in attention. A map of a single window has no other window to hear of: carriers are skipped.
+    padding takes part in attention unless it is masked. A map of a single window has no other window to hear of:
+    carriers are skipped.
 
     Args:
         dim: Channels ``C``.
@@ -265,10 +185,21 @@ class HierarchicalAttention(nn.Module):
         layer_scale: Initial value of the layer scales, or None for none.
         propagate_carriers: Add the carriers to their window's tokens after the last block.
         drop_path: Stochastic depth rate, one for all blocks or one a block.
+        carrier_levels: 1: all carriers attend to one another, at a cost that grows with the square of the map. 2:
+            where their grid is larger than a window they attend inside windows of their own, which have carriers, too,
+            and those attend to one another. The windows of carriers have at most the side of ``window_size``, and
+            their padding is masked. Not in the released networks.
+        carrier_pooling: How first carriers are averaged, ``"released"`` or ``"aligned"``: see ``CarrierInitialiser``.
+        mask_padding: No token attends to the padding, and first carriers average over the map alone. Not in the
+            released networks.
+        without: Parts left out, for ablations: any of ``"carrier_attention"`` (carriers keep their MLP),
+            ``"carrier_position"``, ``"carrier_bias"``, ``"window_position"``, ``"window_bias"``.
 
     Raises:
         ValueError: If an option is out of range: the message names it.
     """
+
+    window_size: tuple[int, int]
 
     def __init__(
         self,
@@ -283,34 +214,46 @@ class HierarchicalAttention(nn.Module):
         layer_scale: float | None = None,
         propagate_carriers: bool = False,
         drop_path: float | Sequence[float] = 0.0,
+        carrier_levels: int = 1,
+        carrier_pooling: CarrierPooling = "released",
+        mask_padding: bool = False,
+        without: Iterable[str] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        rates = list(drop_path) if isinstance(drop_path, Sequence) else [float(drop_path)] * depth
-        if depth < 1:
-            raise ValueError(f"depth={depth} is less than one block")
-        if len(rates) != depth:
-            raise ValueError(f"drop_path has {len(rates)} rates for depth={depth} blocks; give one a block")
+        super().__init__(dim, depth=depth, window_size=window_size)
+        rates = drop_path_rates(drop_path, depth)
         if hierarchical and carrier_size < 1:
             raise ValueError(f"carrier_size={carrier_size} is less than 1; hierarchical=False leaves out the carriers")
-        self.dim = dim
+        if carrier_levels not in (1, 2):
+            raise ValueError(f"carrier_levels={carrier_levels!r} is neither 1 nor 2")
         self.carrier_size = carrier_size if hierarchical else 0
-        self.window_size = window_pair(window_size)
-        self.set_window_size(self.window_size)
-        self.grad_checkpointing = False
+        self.carrier_levels = carrier_levels
+        self.carrier_pooling = carrier_pooling
+        self.mask_padding = mask_padding
+        self.without = _left_out(without)
+        self.set_window_size(window_pair(window_size))
         self.carrier_init: CarrierInitialiser | None = None
+        self.super_init: CarrierInitialiser | None = None
         if hierarchical:
-            self.carrier_init = CarrierInitialiser(dim, carrier_size=carrier_size, device=device, dtype=dtype)
+            self.carrier_init = CarrierInitialiser(
+                dim, carrier_size=carrier_size, pooling=carrier_pooling, device=device, dtype=dtype
+            )
+            if carrier_levels == 2:
+                self.super_init = CarrierInitialiser(
+                    dim, carrier_size=carrier_size, pooling="aligned", device=device, dtype=dtype
+                )
         self.blocks = nn.ModuleList(
             AttentionBlock(
                 dim,
                 num_heads=num_heads,
                 carrier_size=self.carrier_size,
+                carrier_levels=carrier_levels,
                 mlp_ratio=mlp_ratio,
                 layer_scale=layer_scale,
                 propagate_carriers=hierarchical and propagate_carriers and i == depth - 1,
                 drop_path=rates[i],
+                without=self.without,
                 device=device,
                 dtype=dtype,
             )
@@ -339,29 +282,83 @@ class HierarchicalAttention(nn.Module):
         Raises:
             ValueError: If ``x`` is not a map of ``dim`` channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.dim or x.shape[2] < 1 or x.shape[3] < 1:
-            raise ValueError(f"expected a map (B, {self.dim}, H, W), got {list(x.shape)}")
+        self._check(x)
         height, width = x.shape[2], x.shape[3]
         window = self.window_size
         counts = window_counts(height, width, window)
-        # Coordinates need more digits than bfloat16 has, whatever the precision of the tokens.
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        window_geometry = grid_geometry(window[0], window[1], dtype, x.device)
-        carriers: Tensor | None = None
-        carrier_geometry: GridGeometry | None = None
-
         x = pad_to_windows(x, window, counts)
-        if self.carrier_init is not None:
-            if counts[0] * counts[1] > 1:
-                c = self.carrier_size
-                carriers = self.carrier_init(x, window, counts)
-                carrier_geometry = grid_geometry(c * counts[0], c * counts[1], dtype, x.device)
-        x = map_to_windows(x, window, counts)
+        x, carriers, levels = self._begin(x, height, width, counts)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, carriers = checkpoint(
-                    block, x, carriers, window, counts, window_geometry, carrier_geometry, use_reentrant=False
-                )
+                x, carriers = checkpoint(block, x, carriers, levels, use_reentrant=False)
             else:
-                x, carriers = block(x, carriers, window, counts, window_geometry, carrier_geometry)
+                x, carriers = block(x, carriers, levels)
         return crop(windows_to_map(x, window, counts), height, width)
+
+    def _begin(
+        self, x: Tensor, height: int, width: int, counts: tuple[int, int]
+    ) -> tuple[Tensor, list[Tensor], list[Level]]:
+        """A padded map to its windows, its first carriers, and how both are cut."""
+        window, c = self.window_size, self.carrier_size
+        dtype, device = geometry_dtype(x), x.device
+        hierarchical = False
+        if self.carrier_init is not None:
+            hierarchical = counts[0] * counts[1] > 1
+        padding: Tensor | None = None
+        if self.mask_padding:
+            if exporting() or height != x.shape[2] or width != x.shape[3]:
+                padding = outside(height, width, window, counts, device)
+        levels = [
+            Level(
+                window,
+                counts,
+                grid_geometry(window[0], window[1], dtype, device),
+                None if padding is None else _hidden(padding, c * c if hierarchical else 0),
+            )
+        ]
+        carriers: list[Tensor] = []
+        if self.carrier_init is not None:
+            if hierarchical:
+                inside: Tensor | None = None
+                if padding is not None:
+                    inside = windows_to_map(~padding.unsqueeze(2), window, counts)
+                t = self.carrier_init(x, window, counts, inside)
+                carriers.append(t)
+                grid = (c * counts[0], c * counts[1])
+                if self.super_init is not None:
+                    if grid[0] > window[0] or grid[1] > window[1]:
+                        inner, above = self._super_carriers(t, grid)
+                        levels.append(inner)
+                        carriers.append(above)
+                        grid = (c * inner.counts[0], c * inner.counts[1])
+                levels.append(Level(grid, (1, 1), grid_geometry(grid[0], grid[1], dtype, device), None))
+        return map_to_windows(x, window, counts), carriers, levels
+
+    def _super_carriers(self, t: Tensor, grid: tuple[int, int]) -> tuple[Level, Tensor]:
+        """How a grid of carriers ``(B, G_h*G_w, C)`` is cut into windows, and the first carriers of these."""
+        assert self.super_init is not None
+        counts = window_counts(grid[0], grid[1], self.window_size)
+        # As many windows as there must be, none larger than they must be: the least padding.
+        window = ((grid[0] + counts[0] - 1) // counts[0], (grid[1] + counts[1] - 1) // counts[1])
+        padding = outside(grid[0], grid[1], window, counts, t.device)
+        inside = windows_to_map(~padding.unsqueeze(2), window, counts)
+        t = pad_to_windows(t.transpose(1, 2).unflatten(2, grid), window, counts)
+        geometry = grid_geometry(window[0], window[1], geometry_dtype(t), t.device)
+        hidden: Tensor | None = None
+        if exporting() or grid[0] != t.shape[2] or grid[1] != t.shape[3]:
+            hidden = _hidden(padding, self.carrier_size * self.carrier_size)
+        return Level(window, counts, geometry, hidden), self.super_init(t, window, counts, inside)
+
+
+def _hidden(padding: Tensor, num_carriers: int) -> Tensor:
+    """``(n, N) -> (n, 1, K + N)``: carriers are seen always."""
+    seen = torch.zeros((padding.shape[0], num_carriers), dtype=torch.bool, device=padding.device)
+    return torch.cat((seen, padding), dim=1).unsqueeze(1)
+
+
+def _left_out(without: Iterable[str]) -> frozenset[str]:
+    parts = (without,) if isinstance(without, str) else tuple(without)
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"without={without!r}: {part!r} is no part that can be left out; {', '.join(PARTS)} are")
+    return frozenset(parts)

@@ -95,6 +95,14 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
+def outside(height: int, width: int, window: tuple[int, int], counts: tuple[int, int], device: torch.device) -> Tensor:
+    """Which cells of each window are padding of an ``H x W`` map: ``(n_h*n_w, h*w)`` of booleans."""
+    rows = torch.arange(counts[0] * window[0], device=device) >= height
+    columns = torch.arange(counts[1] * window[1], device=device) >= width
+    padding = rows[:, None] | columns[None, :]
+    return split(padding[None, :, :, None], window, counts)[:, :, 0]
+
+
 def map_to_windows(x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
     """Cut a map into windows: ``(B, C, n_h*h, n_w*w) -> (B*n_h*n_w, h*w, C)``."""
     return split(x.permute(0, 2, 3, 1), window, counts)
