@@ -1,6 +1,5 @@
 """A network as a graph: of ``torch.export``, of ONNX, of OpenVINO. The batch is open; height and width may be."""
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -9,20 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from openfastervit.inference.engines.engine import DTYPES, Precision, in_channels
-from openfastervit.inference.fold import FoldedAttention
-from openfastervit.layers.windows import (
-    crop,
-    map_to_windows,
-    pad_to_windows,
-    spread_carriers,
-    window_counts,
-    windows_to_map,
-)
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -37,8 +26,6 @@ ONE_FILE = 1_900_000_000
 """Bytes of weights that an ONNX file holds itself."""
 OPSET = 20
 """Of ONNX: the first with GELU."""
-_UNHEARD = -1e4
-"""Added to an attention weight's logarithm: exp of it is 0 in every precision, and it is a number in float16."""
 
 
 class GraphError(ValueError):
@@ -70,7 +57,6 @@ def to_program(
     )
     dims: dict[int, Dim] = {0: Dim("batch", min=1, max=65536)}
     if size is None:
-        network = _size_free(network)
         dims |= {2: Dim("height", min=OPEN_SIDES[0], max=OPEN_SIDES[1])}
         dims |= {3: Dim("width", min=OPEN_SIDES[0], max=OPEN_SIDES[1])}
     try:
@@ -223,62 +209,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-# --- Any size, in one graph -------------------------------------------------------------------------------------------
-
-
-def _size_free(network: nn.Module) -> nn.Module:
-    """A copy with the same outputs whose operations do not depend on the size. It shares the weights."""
-    tensors = (*network.parameters(), *network.buffers())
-    free = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    for name, module in list(free.named_modules()):
-        if isinstance(module, FoldedAttention) and module.carrier_init is not None:
-            free.set_submodule(name, _OpenAttention(module))
-    return free
-
-
-class _OpenAttention(nn.Module):
-    """A folded stage with carriers at every size. A map of one window has none: there, nobody hears them.
-
-    A graph cannot branch on the number of windows, and runtimes of ONNX and OpenVINO would not check it.
-    """
-
-    def __init__(self, stage: FoldedAttention) -> None:
-        super().__init__()
-        self.stage = stage
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, C, H, W)``."""
-        stage = self.stage
-        assert stage.carrier_init is not None
-        height, width = x.shape[2], x.shape[3]
-        counts = window_counts(height, width, stage.window)
-        x = pad_to_windows(x, stage.window, counts)
-        carriers = stage.carrier_init(x, stage.window, counts)
-        several = torch.ones(counts[0] * counts[1], device=x.device).sum() > 1.5
-        x = map_to_windows(x, stage.window, counts)
-        for block in stage.blocks:
-            x, carriers = _open_block(block, x, carriers, counts, several)
-        return crop(windows_to_map(x, stage.window, counts), height, width)
-
-
-def _open_block(
-    block: Any, x: Tensor, carriers: Tensor, counts: tuple[int, int], several: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A folded block on windows ``(B*n, N, C)`` and carriers ``(B, n*K, C)``, heard where there are several windows."""
-    k, channels, batch = block.carrier_size**2, x.shape[2], carriers.shape[0]
-    x = x + block.position
-    position, bias = block.carrier_positions(counts, x)
-    carriers = block.carriers_attend(carriers + position, bias)
-    x = torch.cat((carriers.reshape(-1, k, channels), x), dim=1)
-    heard = several.to(x.dtype)
-    columns = F.pad(((1 - heard) * _UNHEARD).expand(k), (0, block.bias.shape[-1]))
-    x = block.attend(x, F.pad(block.bias, (k, 0, k, 0)) + columns)
-    local, x = x[:, :k], x[:, k:]
-    if block.propagate:
-        x = x + heard * block.carrier_scale(spread_carriers(local, block.carrier_size, block.window))
-    return x, local.reshape(batch, counts[0] * counts[1] * k, channels)
 
 
 def save_onnx(graph: "onnx_ir.Model", path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from openfastervit.inference.fold import FusedConv2d, FusedLinear
+from openfastervit.inference.fused import FusedConv2d, FusedLinear
 
 
 def available(dtype: torch.dtype) -> bool:
