@@ -20,6 +20,7 @@ from openfastervit_cli import parser as parsing
 from openfastervit_cli.benchmark import benchmark
 from openfastervit_cli.demo import demo
 from openfastervit_cli.evaluate import evaluate
+from openfastervit_cli.explain import explain
 from openfastervit_cli.export import export
 from openfastervit_cli.models import info, list_models
 from openfastervit_cli.parser import Parser, debugging, one_line, report_error
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "list": list_models,
     "info": info,
     "predict": predict,
+    "explain": explain,
     "train": train,
     "finetune": finetune,
     "evaluate": evaluate,

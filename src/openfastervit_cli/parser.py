@@ -146,6 +146,9 @@ class Parser(jsonargparse.ArgumentParser):
         elif name == "--config":
             hidden = self._top or self._has_settings
             kwargs.update(metavar="FILE", help=argparse.SUPPRESS if hidden else "Read options from a YAML file.")
+        elif name.endswith("_"):  # a word of Python's, as `class_`
+            args = (name.rstrip("_"), *args)
+            kwargs.update(dest=name.removeprefix("--"), metavar=name.strip("-_").upper())
         elif "_" in name and (name != "--print_config" or self._has_settings):
             args = (name.replace("_", "-"), *args)
         action = super().add_argument(*args, **kwargs)
