@@ -4,6 +4,8 @@ from openfastervit.layers.attention import Attention
 from openfastervit.layers.carriers import CarrierInitialiser
 from openfastervit.layers.conv import ConvBlock, Downsample, LayerNorm2d, Stem
 from openfastervit.layers.drop_path import DropPath
+from openfastervit.layers.edgevit import EdgeViTAttention
+from openfastervit.layers.global_attention import GlobalAttention
 from openfastervit.layers.hat import AttentionBlock, HierarchicalAttention
 from openfastervit.layers.mixer import TokenMixer, window_pair
 from openfastervit.layers.position import (
@@ -13,7 +15,9 @@ from openfastervit.layers.position import (
     RelativePositionBias,
     grid_geometry,
 )
+from openfastervit.layers.shifted_window import ShiftedWindowAttention
 from openfastervit.layers.transformer import MLP, LayerScale, MLPLayer, TransformerLayer, init_linear
+from openfastervit.layers.twins import TwinsAttention
 
 __all__ = [
     "MLP",
@@ -24,6 +28,8 @@ __all__ = [
     "ConvBlock",
     "Downsample",
     "DropPath",
+    "EdgeViTAttention",
+    "GlobalAttention",
     "GridGeometry",
     "HierarchicalAttention",
     "LayerNorm2d",
@@ -31,9 +37,11 @@ __all__ = [
     "MLPLayer",
     "PositionMLP",
     "RelativePositionBias",
+    "ShiftedWindowAttention",
     "Stem",
     "TokenMixer",
     "TransformerLayer",
+    "TwinsAttention",
     "grid_geometry",
     "init_linear",
     "window_pair",

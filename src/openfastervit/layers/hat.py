@@ -8,7 +8,7 @@ Shapes: ``B`` batch, ``C`` channels, ``H x W`` the map, ``h x w`` a window, ``n_
 ``c`` carrier side, so ``K = c * c`` carriers a window and a grid of ``c*n_h x c*n_w`` carriers a map.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ class AttentionBlock(nn.Module):
         layer_scale: float | None = None,
         propagate_carriers: bool = False,
         drop_path: float = 0.0,
-        without: Iterable[str] = (),
+        without: Collection[str] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -217,7 +217,7 @@ class HierarchicalAttention(TokenMixer):
         carrier_levels: int = 1,
         carrier_pooling: CarrierPooling = "released",
         mask_padding: bool = False,
-        without: Iterable[str] = (),
+        without: Collection[str] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -356,7 +356,7 @@ def _hidden(padding: Tensor, num_carriers: int) -> Tensor:
     return torch.cat((seen, padding), dim=1).unsqueeze(1)
 
 
-def _left_out(without: Iterable[str]) -> frozenset[str]:
+def _left_out(without: Collection[str]) -> frozenset[str]:
     parts = (without,) if isinstance(without, str) else tuple(without)
     for part in parts:
         if part not in PARTS:

@@ -15,7 +15,7 @@ def window_pair(window_size: int | Sequence[int], name: str = "window_size") -> 
 
 
 class TokenMixer(nn.Module):
-    """A stage of attention. Subclasses fill ``blocks`` and define ``forward``.
+    """A stage of attention. Subclasses set ``blocks``, a ``ModuleList``, and define ``forward``.
 
     Args:
         dim: Channels ``C`` of the map.
@@ -27,7 +27,6 @@ class TokenMixer(nn.Module):
     """
 
     window_size: tuple[int, int] | None
-    blocks: nn.ModuleList
 
     def __init__(self, dim: int, *, depth: int, window_size: int | Sequence[int] | None) -> None:
         super().__init__()

@@ -150,7 +150,7 @@ def convert_state_dict(
             converted = {key: value for key, value in converted.items() if key in expected}
 
     def shown(name: str) -> str:
-        return released_keys(name)[0] if released else name
+        return (released_keys(name) or (name,))[0] if released else name
 
     missing = [name for name in expected if name not in converted and not name.startswith(skipped)]
     # Counters of batch norm say nothing about the function; old files lack them.
@@ -181,8 +181,19 @@ def convert_state_dict(
 
 
 def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict in the released layout, the carrier initialiser under both its names."""
-    return {key: value for name, value in model.state_dict().items() for key in released_keys(name)}
+    """A network's state dict in the released layout, the carrier initialiser under both its names.
+
+    Raises:
+        CheckpointError: If it has parameters that no released network has; the message names one.
+    """
+    state_dict = model.state_dict()
+    for name in state_dict:
+        if not released_keys(name):
+            raise CheckpointError(
+                f"the released layout has no name for {name}: it knows hierarchical attention with one level of "
+                'carriers and nothing else; save with layout="openfastervit"'
+            )
+    return {key: value for name, value in state_dict.items() for key in released_keys(name)}
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------

@@ -12,18 +12,32 @@ Any height and width from 32 up, at every call.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
-from openfastervit.layers import ConvBlock, Downsample, HierarchicalAttention, Stem, init_linear, window_pair
+from openfastervit.layers import (
+    ConvBlock,
+    Downsample,
+    EdgeViTAttention,
+    GlobalAttention,
+    HierarchicalAttention,
+    ShiftedWindowAttention,
+    Stem,
+    TokenMixer,
+    TwinsAttention,
+    init_linear,
+    window_pair,
+)
+from openfastervit.layers.carriers import CarrierPooling
 from openfastervit.layers.conv import MIN_SIZE, check_images
 from openfastervit.layers.recompute import recompute
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import timm_compat
 from openfastervit.models.checkpoints import convert_state_dict
+from openfastervit.models.designs import DESIGNS, AttentionDesign, StageOptions, stage_designs
 from openfastervit.models.pretrained import read_pretrained
 
 GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
@@ -31,7 +45,8 @@ GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax
 
 # Symbolic tracing cannot decide a condition on a size: these run as they are inside a traced graph.
 timm_compat.register_notrace_function(check_images)
-timm_compat.register_notrace_module(HierarchicalAttention)
+for _mixer in (HierarchicalAttention, ShiftedWindowAttention, TwinsAttention, EdgeViTAttention, GlobalAttention):
+    timm_compat.register_notrace_module(_mixer)
 
 
 class ConvStage(nn.Module):
@@ -68,12 +83,12 @@ class ConvStage(nn.Module):
 
 
 class AttentionStage(nn.Module):
-    """Downsampling, then hierarchical attention."""
+    """Downsampling, then attention."""
 
     def __init__(
         self,
         dim: int,
-        attention: HierarchicalAttention,
+        attention: TokenMixer,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -103,6 +118,11 @@ class FasterViT(nn.Module):
         mlp_ratio: Hidden channels of the attention blocks' MLPs over their channels.
         layer_scale: Initial value of the layer scales, or None for none.
         propagate_carriers: Add the carriers to their windows at the end of a hierarchical stage.
+        attention: The design of attention in stage 2, or a pair for stages 2 and 3: ``"hat"``, the FasterViT, or one
+            of its rivals, with the same depths, widths and MLPs: ``"window"`` (no carriers), ``"shifted-window"``
+            (Swin), ``"twins"``, ``"edgevit"``, ``"global"``.
+        carrier_levels, carrier_pooling, mask_padding, without: As ``HierarchicalAttention`` takes them, for the stages
+            that have it. Defaults are the released network.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
         drop_rate: Dropout before the classifier.
         num_classes: Classes, or 0 for no classifier.
@@ -129,6 +149,11 @@ class FasterViT(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         propagate_carriers: bool = False,
+        attention: AttentionDesign | Sequence[AttentionDesign] = "hat",
+        carrier_levels: int = 1,
+        carrier_pooling: CarrierPooling = "released",
+        mask_padding: bool = False,
+        without: Sequence[str] = (),
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         num_classes: int = 1000,
@@ -166,6 +191,7 @@ class FasterViT(nn.Module):
             raise ValueError(f"depths={tuple(depths)}: every stage needs at least one block")
         if hierarchical[0] or hierarchical[1]:
             raise ValueError(f"hierarchical={tuple(hierarchical)}: stages 0 and 1 are convolutional, set them to False")
+        designs = stage_designs(attention)
         self.img_size = _image_size(img_size)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -176,6 +202,7 @@ class FasterViT(nn.Module):
         rates = [drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]
         self.stem = Stem(in_chans, stem_dim=stem_dim, dim=dim, device=device, dtype=dtype)
         stages: list[nn.Module] = []
+        trained_windows: list[tuple[int, int]] = []
         for i in range(4):
             stage_dim = dim * 2**i
             drop_path = rates[sum(depths[:i]) : sum(depths[: i + 1])]
@@ -187,21 +214,29 @@ class FasterViT(nn.Module):
                 )
                 continue
             window = window_pair(window_sizes[i], f"window_sizes[{i}]")
-            attention = HierarchicalAttention(
-                stage_dim,
-                num_heads[i],
-                window_size=window,
-                carrier_size=carrier_size,
-                depth=depths[i],
-                hierarchical=bool(hierarchical[i]) and _has_carriers(self.img_size, i, window),
-                mlp_ratio=mlp_ratio,
-                layer_scale=layer_scale,
-                propagate_carriers=propagate_carriers,
-                drop_path=drop_path,
-                device=device,
-                dtype=dtype,
+            trained_windows.append(window)
+            mixer = DESIGNS[designs[i - 2]](
+                StageOptions(
+                    dim=stage_dim,
+                    num_heads=num_heads[i],
+                    depth=depths[i],
+                    stride=4 * 2**i,
+                    window_size=window,
+                    hierarchical=bool(hierarchical[i]) and _has_carriers(self.img_size, i, window),
+                    carrier_size=carrier_size,
+                    carrier_levels=carrier_levels,
+                    carrier_pooling=carrier_pooling,
+                    propagate_carriers=propagate_carriers,
+                    mask_padding=mask_padding,
+                    without=without,
+                    mlp_ratio=mlp_ratio,
+                    layer_scale=layer_scale,
+                    drop_path=drop_path,
+                    device=device,
+                    dtype=dtype,
+                )
             )
-            stages.append(AttentionStage(stage_dim, attention, device=device, dtype=dtype))
+            stages.append(AttentionStage(stage_dim, mixer, device=device, dtype=dtype))
         self.stages = nn.Sequential(*stages)
         self.feature_info = [{"num_chs": dim * 2**i, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i in range(4)]
         self.num_features = dim * 8
@@ -210,8 +245,7 @@ class FasterViT(nn.Module):
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
         self.head_hidden_size: int = self.num_features * self.head.global_pool.feat_mult()
-        trained = [stage.attention.window_size for stage in stages if isinstance(stage, AttentionStage)]
-        self._trained_windows: tuple[tuple[int, int], ...] = (trained[0], trained[0], *trained)
+        self._trained_windows: tuple[tuple[int, int], ...] = (trained_windows[0], trained_windows[0], *trained_windows)
         self._built_size = self.img_size
         self.init_weights(needs_reset=False)
 
@@ -252,18 +286,21 @@ class FasterViT(nn.Module):
         window_sizes = list(self._trained_windows)
         stages = {i: stage.attention for i, stage in enumerate(self.stages) if isinstance(stage, AttentionStage)}
         for i, attention in stages.items():
+            if attention.window_size is None:
+                continue
             if windows == "fit":
                 h, w = self._trained_windows[i]
                 height, width = _map_size(size, i)
-                least = max(attention.carrier_size, 1)
+                least = attention.carrier_size if _hierarchical(attention) else 1
                 window_sizes[i] = fit_window(height, h, least), fit_window(width, w, least)
             attention.set_window_size(window_sizes[i])
         self.img_size = size
         # timm's export rebuilds a network from what is recorded: at a size of one window it would lose its carriers.
         for recorded in (size, self._built_size):
             if all(
-                (attention.carrier_init is not None) <= _has_carriers(recorded, i, window_sizes[i])
+                _has_carriers(recorded, i, window_sizes[i])
                 for i, attention in stages.items()
+                if _hierarchical(attention)
             ):
                 timm_compat.record_input_size(self, recorded, window_sizes)
                 break
@@ -282,7 +319,7 @@ class FasterViT(nn.Module):
             "stem": r"^stem",
             "blocks": [
                 (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.attention\.carrier_init", (0,)),
+                (r"^stages\.(\d+)\.attention\.(?:carrier_init|super_init|position)", (0,)),
                 (r"^stages\.(\d+)\.(?:attention\.)?blocks\.(\d+)", None),
                 (r"^norm", (99999,)),
             ],
@@ -293,7 +330,7 @@ class FasterViT(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
         for module in self.stages.modules():
-            if isinstance(module, ConvStage | HierarchicalAttention):
+            if isinstance(module, ConvStage | TokenMixer):
                 module.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -399,6 +436,11 @@ def fit_window(length: int, trained: int, least: int = 1) -> int:
     shortest = max(least, min(length, (trained + 1) // 2))
     sides = range(shortest, max(shortest, trained + trained // 2) + 1)
     return min(sides, key=lambda side: (-length % side, abs(side - trained), -side))
+
+
+def _hierarchical(attention: TokenMixer) -> TypeGuard[HierarchicalAttention]:
+    """Whether a stage has carriers."""
+    return isinstance(attention, HierarchicalAttention) and attention.carrier_init is not None
 
 
 def _image_size(img_size: int | Sequence[int]) -> tuple[int, int]:

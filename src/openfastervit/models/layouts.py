@@ -30,6 +30,8 @@ _BLOCK = {
         )
     },
 }
+_CONV_BLOCK = ("conv1", "norm1", "conv2", "norm2")
+"""The same names in both."""
 CACHED = re.compile(r"\.(relative_bias|relative_coords_table|relative_position_index)$")
 """Keys of values that follow from the parameters: dropped, never trusted."""
 
@@ -37,21 +39,21 @@ CACHED = re.compile(r"\.(relative_bias|relative_coords_table|relative_position_i
 def released_keys(key: str) -> tuple[str, ...]:
     """The names a parameter of ours has in the released layout: one, or two for the carrier initialiser.
 
-    Raises:
-        KeyError: If no FasterViT has that parameter.
+    None for a parameter that no released network has, as those of other designs of attention.
     """
     part, _, rest = key.partition(".")
     if part == "stem":
         name, _, tail = rest.partition(".")
-        return (f"patch_embed.conv_down.{_STEM[name]}.{tail}",)
+        return (f"patch_embed.conv_down.{_STEM[name]}.{tail}",) if name in _STEM else ()
     if part == "norm":
         return (key,)
     if part == "head":
         return (f"head.{rest.removeprefix('fc.')}",)
     match = re.fullmatch(r"stages\.(\d+)\.(.+)", key)
     if not match:
-        raise KeyError(key)
-    stage, rest = int(match[1]), match[2].removeprefix("attention.")
+        return ()
+    stage, rest_of_stage = int(match[1]), match[2]
+    rest = rest_of_stage.removeprefix("attention.")
     if rest.startswith("downsample."):
         name = rest.removeprefix("downsample.")
         return (f"levels.{stage - 1}.downsample.{name.replace('conv.', 'reduction.0.')}",)
@@ -61,12 +63,14 @@ def released_keys(key: str) -> tuple[str, ...]:
         return f"{tokenizer}.pos_embed.{name}", f"{tokenizer}.to_global_feature.pos.{name}"
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", rest)
     if not match:
-        raise KeyError(key)
+        return ()
     block = f"levels.{stage}.blocks.{match[1]}"
     for ours, theirs in _BLOCK.items():
         if match[2] == ours or match[2].startswith(f"{ours}."):
             return (f"{block}.{theirs}{match[2].removeprefix(ours)}",)
-    return (f"{block}.{match[2]}",)  # conv blocks have the same names in both
+    if rest != rest_of_stage or match[2].partition(".")[0] not in _CONV_BLOCK:
+        return ()
+    return (f"{block}.{match[2]}",)
 
 
 RELEASED_OPTIONS = {
