@@ -12,9 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from studies.common.at_once import Failures, train_all
+from studies.common.command_line import run_study
 from studies.imagenette.networks import FULL, POCKET
 from studies.imagenette.results import write_results
-from studies.imagenette.runs import RunPlan, train_once
+from studies.imagenette.runs import RunPlan, run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each network for each")
     parser.add_argument("--networks", nargs="+", help="only these (default: all)")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time, each a process")
     parser.add_argument("--device", default="auto", help="cpu or cuda (default: a GPU where there is one)")
     options = parser.parse_args(arguments)
     plan = SCALES[options.scale]
@@ -40,15 +43,22 @@ def main(arguments: list[str] | None = None) -> int:
     for name in networks:
         if name not in plan.networks:
             parser.error(f"unknown network {name!r}; there is {', '.join(plan.networks)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        for name in networks:
-            print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
-            train_once(plan, name, seed, data=options.data, out=options.out, device=options.device)
-            command = f"python -m studies.imagenette --scale {options.scale} --data imagenette-128 --out OUT"
-            table = write_results(options.out, plan, command)
-    print(f"{table} and {table.with_suffix('.png')}")
-    return 0
+    if options.at_once < 1:
+        parser.error(f"--at-once {options.at_once} must be at least 1")
+    machine = {"data": options.data, "device": options.device}
+    runs = [run_of(plan, name, seed, **machine) for seed in options.seeds for name in networks]
+    command = ["python", "-m", "studies.imagenette", "--scale", options.scale, "--data", "imagenette-128"]
+    command += ["--out", "OUT"]
+
+    def study() -> Failures:
+        def write() -> None:
+            write_results(options.out, plan, options.scale, " ".join(command))
+
+        failures = train_all(runs, options.out, command=command, at_once=options.at_once, after_each=write)
+        print(f"{options.out / 'results.csv'} and {options.out / 'results.png'}")
+        return failures
+
+    return run_study(study)
 
 
 if __name__ == "__main__":

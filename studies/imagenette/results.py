@@ -1,24 +1,24 @@
 """The table and the plot of the study, from its run folders."""
 
-import csv
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from openfastervit.benchmarking.complexity import multiply_adds
-from studies.imagenette.networks import CLASSES, IMAGE_SIZE, build
-from studies.imagenette.runs import RunPlan, run_folder
+from studies.common.outcome import costs, provenance, read_outcome
+from studies.common.plot import new_figure, save
+from studies.common.runs import Run, seeds_of
+from studies.common.table import write_table
+from studies.imagenette.runs import RunPlan
 
 COLUMNS = (
     "network",
     "timm_name",
     "seed",
+    "scale",
     "epochs",
     "parameters",
     "multiply_adds",
+    "multiply_adds_in_64",
     "top1",
     "best_top1",
     "val_loss",
@@ -28,14 +28,16 @@ COLUMNS = (
     "processor",
     "cores",
     "gpus",
+    "python",
     "torch",
     "timm",
+    "openfastervit",
     "revision",
     "command",
 )
 
 
-def write_results(out: Path, plan: RunPlan, command: str) -> Path:
+def write_results(out: Path, plan: RunPlan, scale: str, command: str) -> Path:
     """A row for each run that is done, and a plot of top-1 over epochs; both are replaced whole.
 
     Returns:
@@ -43,71 +45,40 @@ def write_results(out: Path, plan: RunPlan, command: str) -> Path:
     """
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[list[float]]] = {}
-    for name, network in plan.networks.items():
-        model = build(network, num_classes=CLASSES)
-        facts = {
-            "network": name,
-            "timm_name": network.model,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "multiply_adds": multiply_adds(model, IMAGE_SIZE, IMAGE_SIZE),
-        }
-        for seed in range(1000):
-            folder = run_folder(out, name, seed)
-            if not folder.exists():
-                if seed >= 10:
-                    break
-                continue
-            row = _row(folder)
-            if row is not None:
-                rows.append({**facts, "seed": seed, "command": command, **row[0]})
-                curves.setdefault(name, []).append(row[1])
+    for run in (Run(name, seed, "") for name in plan.networks for seed in seeds_of(name, out)):
+        folder = run.folder(out)
+        outcome = read_outcome(folder)
+        if outcome is None:
+            continue
+        curves.setdefault(run.name, []).append(outcome.top1)
+        rows.append(
+            {
+                "network": run.name,
+                "timm_name": outcome.recipe.model,
+                "seed": run.seed,
+                "scale": scale,
+                "epochs": outcome.epochs,
+                **costs(folder),
+                "top1": round(outcome.top1[-1], 2),
+                "best_top1": round(max(outcome.top1), 2),
+                "val_loss": round(outcome.val_loss, 4),
+                "train_seconds": round(outcome.seconds),
+                "images_per_second": round(outcome.images_per_second, 1),
+                "precision": outcome.recipe.precision,
+                **provenance([outcome]),
+                "command": command,
+            }
+        )
     table = out / "results.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(table, rows, COLUMNS)
     if curves:
         draw(curves, table.with_suffix(".png"))
     return table
 
 
-def _row(folder: Path) -> tuple[dict[str, Any], list[float]] | None:
-    """The figures of a run and its top-1 after each epoch; None where it is not done."""
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    metrics = folder / "metrics.csv"
-    if not metrics.exists():
-        return None
-    with metrics.open(newline="", encoding="utf-8") as file:
-        epochs = list(csv.DictReader(file))
-    if len(epochs) < recipe["epochs"] + recipe["cooldown_epochs"]:
-        return None
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["starts"][0]
-    top1 = [float(epoch["val_top1"]) for epoch in epochs if epoch["val_top1"]]
-    seconds = sum(float(epoch["seconds"]) for epoch in epochs)
-    hardware, versions, git = environment["hardware"], environment["versions"], environment["git"]
-    return {
-        "epochs": len(epochs),
-        "top1": round(top1[-1], 2),
-        "best_top1": round(max(top1), 2),
-        "val_loss": round(float(epochs[-1]["val_loss"]), 4),
-        "train_seconds": round(seconds),
-        "images_per_second": round(statistics.median(float(epoch["images_per_second"]) for epoch in epochs), 1),
-        "precision": recipe["precision"],
-        "processor": hardware["processor"],
-        "cores": hardware["cores"],
-        "gpus": hardware["gpus"],
-        "torch": versions["torch"],
-        "timm": versions["timm"],
-        "revision": (git or {}).get("revision", ""),
-    }, top1
-
-
 def draw(curves: dict[str, list[list[float]]], png: Path) -> None:
     """Top-1 over epochs: each network's mean over its seeds, and the range between them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure()
     for name, runs in curves.items():
         length = min(len(run) for run in runs)
         epochs = list(range(1, length + 1))
@@ -129,8 +100,5 @@ def draw(curves: dict[str, list[list[float]]], png: Path) -> None:
         )
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 on the validation images, %")
-    axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(png)
+    save(figure, png)

@@ -1,12 +1,11 @@
-"""One run of the study, through the package's public API."""
+"""What the study trains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openfastervit.training.recipe import ClassificationRecipe, read_recipe
-from openfastervit.training.run import resume, start
+from studies.common.runs import Run
 from studies.imagenette.networks import StudyNetwork
 
 
@@ -20,26 +19,16 @@ class RunPlan:
     """In place of the recipe's."""
 
 
-def run_folder(out: Path, name: str, seed: int) -> Path:
-    """Where a run is kept."""
-    return out / f"{name}-seed{seed}"
+def run_of(plan: RunPlan, name: str, seed: int, **machine: Any) -> Run:
+    """The run of a network from a seed.
 
-
-def train_once(plan: RunPlan, name: str, seed: int, *, data: str, out: Path, device: str) -> None:
-    """Train a network, or go on with its run where there is one; nothing where it is done."""
-    folder = run_folder(out, name, seed)
-    if (folder / "recipe.yaml").exists():
-        resume(folder, device=device, data=data)
-        return
+    Args:
+        plan: What is trained.
+        name: Of the network.
+        seed: Of the run.
+        **machine: Further settings: the data, where it runs.
+    """
     network = plan.networks[name]
     options = dict(network.options)
-    changed = {
-        "model": network.model,
-        "drop_path": options.pop("drop_path_rate"),
-        "model_options": options,
-        "seed": seed,
-        "data": data,
-        "device": device,
-    }
-    recipe = read_recipe(plan.recipe, ClassificationRecipe, **{**plan.settings, **changed})
-    start(recipe, folder, ["python", "-m", "studies.imagenette"])
+    own = {"model": network.model, "drop_path": options.pop("drop_path_rate"), "model_options": options}
+    return Run(name, seed, str(plan.recipe), {**plan.settings, **own, **machine})

@@ -1,0 +1,1 @@
+"""Six token mixers in the same network: accuracy against measured throughput."""

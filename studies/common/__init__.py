@@ -1,0 +1,1 @@
+"""What the studies that train have in common: runs, their table, seeds and verdicts, plots, the command line."""

@@ -1,0 +1,1 @@
+"""Hierarchical attention, one part at a time."""

@@ -1,0 +1,1 @@
+"""Swin-T with hierarchical attention in place of its window attention."""
