@@ -36,6 +36,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label=row["variant"],
             )
         axes.set(xlabel="images a second", ylabel="top-1, %: mean and range of the seeds", title=title)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.suptitle(source(rows[0]), fontsize=9)
     save(figure, path)

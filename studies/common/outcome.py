@@ -1,8 +1,10 @@
 """What a run came to, read from its folder."""
 
 import csv
+import functools
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,14 @@ def read_outcome(folder: Path) -> Outcome | None:
     metrics = folder / "metrics.csv"
     if not metrics.exists() or not (folder / RESULT).exists():
         return None
+    return _outcome(folder, metrics.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)  # a study reads all its runs after each of them
+def _outcome(folder: Path, changed: int) -> Outcome | None:
+    """As ``read_outcome``; ``changed`` is when the table was."""
     recipe = stored_recipe(folder)
-    with metrics.open(newline="", encoding="utf-8") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         epochs = list(csv.DictReader(file))
     if len(epochs) < recipe.total_epochs:
         return None
@@ -62,7 +70,8 @@ def stored_recipe(folder: Path) -> ClassificationRecipe:
     return make_recipe({**settings, "weights": None, "pretrained": False}, ClassificationRecipe)
 
 
-def costs(folder: Path) -> dict[str, int]:
+@functools.lru_cache(maxsize=1024)
+def costs(folder: Path) -> Mapping[str, int]:
     """Parameters and multiply-adds of a run's network, at the size of its images.
 
     Multiply-adds are those of an image alone, and of one in a batch of 64: position biases are computed once a pass,

@@ -30,7 +30,7 @@ TINY: Mapping[str, Any] = MappingProxyType(
 """Of ``fastervit_0``, with the maps and windows of the pocket network."""
 
 SMOKE_SETTINGS: Mapping[str, Any] = MappingProxyType({"epochs": 1, "warmup_epochs": 0.0, "batch_size": 8, "workers": 0})
-FEW = (8, 4)
+FEW = (4, 2)
 """Images a class at the smallest scale."""
 
 
