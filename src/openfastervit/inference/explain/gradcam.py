@@ -76,8 +76,6 @@ def grad_cam(
         activation = activation.detach().requires_grad_()
         with torch.enable_grad():
             logits = model.forward_head(model.norm(model.stages[stage + 1 :](activation)))
-            if logits.dim() != 2:
-                raise ValueError('the network does not pool its map (global_pool=""): it has no logits of an image')
             if chosen is None:
                 chosen = logits.argmax(dim=1).tolist()
             places = torch.tensor(chosen, device=logits.device)[:, None]
