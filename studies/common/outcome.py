@@ -26,6 +26,8 @@ class Outcome:
 
     recipe: ClassificationRecipe
     epochs: int
+    images: int
+    """Seen, each as often as it was."""
     top1: list[float]
     """In percent, after each epoch that was evaluated; the last one is the result."""
     val_loss: float
@@ -56,6 +58,7 @@ def _outcome(folder: Path, changed: int) -> Outcome | None:
     return Outcome(
         recipe=recipe,
         epochs=len(epochs),
+        images=int(epochs[-1]["step"]) * recipe.batch_size * recipe.accumulate,
         top1=[float(epoch["val_top1"]) for epoch in epochs if epoch["val_top1"]],
         val_loss=float(epochs[-1]["val_loss"]),
         seconds=sum(float(epoch["seconds"]) for epoch in epochs),

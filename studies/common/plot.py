@@ -65,6 +65,6 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def source(row: Mapping[str, Any]) -> str:
     """Where the figures of a row are from, on one line."""
-    parts = [f"scale {row['scale']}", f"{row.get('epochs', '?')} epochs", row.get("processor", "")]
+    parts = [f"scale {row['scale']}", f"epochs: {row.get('epochs', '?')}", row.get("processor", "")]
     parts += [f"{row.get('cores', '?')} cores", f"GPUs: {row.get('gpus', '?')}", f"torch {row.get('torch', '?')}"]
     return ", ".join(map(str, parts))

@@ -14,6 +14,9 @@ from openfastervit.training.recipe import ClassificationRecipe, read_recipe
 from openfastervit.training.run import ANYWHERE, resume, start
 from studies.common.outcome import read_outcome
 
+_PLACES = (*ANYWHERE, "weights")
+"""Settings that tell where things are, or how a run is cut up."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -95,7 +98,7 @@ def _check_same(run: Run, folder: Path) -> None:
     asked = dataclasses.asdict(run.resolved())
     found = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     for name, value in asked.items():
-        if name not in ANYWHERE and name in found and found[name] != value:
+        if name not in _PLACES and name in found and found[name] != value:
             raise ValueError(
                 f"{folder} holds a run with {name}={found[name]!r}, asked is {value!r}; give another --out"
             )

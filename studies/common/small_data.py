@@ -11,7 +11,7 @@ def few_images(data: Path, out: Path, *, train: int, val: int) -> Path:
 
     Args:
         data: A folder with ``train/CLASS/`` and ``val/CLASS/``.
-        out: Where the folder ``few-images`` is made; one that is there already is taken.
+        out: Where the folder is made; one that is there already is taken.
         train: Images a class to learn from.
         val: Images a class to be judged on.
 
@@ -21,7 +21,7 @@ def few_images(data: Path, out: Path, *, train: int, val: int) -> Path:
     for split in ("train", "val"):
         if not (data / split).is_dir():
             raise ValueError(f"--data {data} has no folder {split}/; give one with train/ and val/, a folder a class")
-    target = out / "few-images"
+    target = out / f"few-images-{train}-{val}"
 
     def fill(folder: Path) -> None:
         for split, count in (("train", train), ("val", val)):

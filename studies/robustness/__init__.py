@@ -1,0 +1,1 @@
+"""What corrupted images do to the accuracy of hierarchical, windowed and full attention."""
