@@ -78,7 +78,7 @@ def test_pictures_have_words_and_tables_captions(page):
     images = [values for tag, values in page.elements if tag == "img"]
     assert all("alt" in values for values in images)
     described = [values["alt"] for values in images if values["alt"]]
-    assert len(described) >= PAGE + 4 * 4
+    assert len(described) >= PAGE + 4 * (1 + 3 + 3)
     tables = [tag for tag, _ in page.elements if tag in ("table", "caption")]
     assert tables == ["table", "caption"] * 4
     charts = [values for tag, values in page.elements if tag == "svg" and values.get("class") == "chart"]
@@ -99,6 +99,17 @@ def test_page_of_predictions_shows_each_with_its_label(page, short_run):
     right = int((results.evaluation.labels == results.evaluation.predicted)[:PAGE].sum())
     assert page.text["page"].count("\u2713") == right
     assert page.text["page"].count("\u2717") == PAGE - right
+
+
+def test_evidence_is_that_for_the_digit_that_was_read(page, short_run):
+    looking, evaluation = short_run.results.looking, short_run.results.evaluation
+    assert looking.cam.classes == tuple(evaluation.predicted[list(looking.shown)])
+    assert [block.name for block in looking.windows] == [block.name for block in looking.blocks]
+    alts = [values["alt"] for tag, values in page.elements if tag == "img"]
+    for digit in looking.cam.classes:
+        assert f"where the evidence for a {digit} lies" in alts
+    for number in (1, 3):
+        assert alts.count(f"attention inside windows in block {number}") == len(looking.shown)
 
 
 def test_speed_is_told_as_measured(page, short_run):

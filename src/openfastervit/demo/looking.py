@@ -1,4 +1,4 @@
-"""What the carrier tokens look at in held-out digits: some to show, and means over all."""
+"""What the network looks at in held-out digits: some to show, and means of its carriers over all."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openfastervit.inference.explain import CarrierAttention, carrier_attention
+from openfastervit.inference.explain import (
+    CarrierAttention,
+    GradCam,
+    WindowAttention,
+    carrier_attention,
+    grad_cam,
+    window_attention,
+)
 from openfastervit.models import FasterViT
 
 SHOWN = 4
@@ -28,7 +35,7 @@ class Habit:
 
 @dataclass(frozen=True)
 class Looking:
-    """Carrier attention of held-out images."""
+    """Attention and evidence in held-out images."""
 
     shown: tuple[int, ...]
     """Positions of the images to show, among the held-out ones."""
@@ -36,6 +43,10 @@ class Looking:
     """``(shown, 1, H, W)``: those images, prepared."""
     blocks: tuple[CarrierAttention, ...]
     """Of those images."""
+    windows: tuple[WindowAttention, ...]
+    """Of those images, in the same blocks."""
+    cam: GradCam
+    """Of those images, for the classes they were read as."""
     habits: tuple[Habit, ...]
     """Of all held-out images, a block."""
 
@@ -44,9 +55,12 @@ def look(model: FasterViT, images: Tensor, labels: NDArray[np.int64]) -> Looking
     """Look at all images ``(n, 1, H, W)``, in evaluation mode, and keep the first of each of a few digits."""
     _, first = np.unique(labels, return_index=True)
     shown = tuple(int(i) for i in np.sort(first)[:SHOWN])
-    blocks = carrier_attention(model, images[list(shown)])
+    few = images[list(shown)]
+    blocks = carrier_attention(model, few)
+    names = [block.name for block in blocks]
+    windows = tuple(block for block in window_attention(model, few) if block.name in names)
     habits = tuple(_habit(images, attention) for attention in carrier_attention(model, images))
-    return Looking(shown, images[list(shown)], blocks, habits)
+    return Looking(shown, few, blocks, windows, grad_cam(model, few), habits)
 
 
 def _habit(images: Tensor, attention: CarrierAttention) -> Habit:

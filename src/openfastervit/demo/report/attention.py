@@ -3,10 +3,12 @@
 import statistics
 from html import escape
 
+import torch
+
 from openfastervit.demo.network import CLASSES
 from openfastervit.demo.report.charts import Axis, Series, key, line_chart, log_ticks, round_ticks
 from openfastervit.demo.report.markup import TIMES, figure, paragraph, percent, section, size, table
-from openfastervit.demo.report.pictures import carriers_png, data_uri
+from openfastervit.demo.report.pictures import carriers_png, data_uri, map_png
 from openfastervit.demo.report.predictions import scan
 from openfastervit.demo.report.results import Results
 from openfastervit.demo.throughput import BATCH, Timing, in_words, quartiles
@@ -33,6 +35,11 @@ def carriers(results: Results) -> str:
         "dark is where it comes from less. "
         '<span class="named"><span class="swatch blue"></span>The blue frame</span> '
         "is the part of the image that the carrier was made from.</p>",
+        paragraph(
+            "Beside them, small: Grad-CAM (arXiv 1610.02391), where on the last map the evidence for the digit that "
+            "was read lies; and the attention that each cell receives from the cells of its own window, in the first "
+            "and the last block."
+        ),
         *(_looked(results, index) for index in range(len(looking.shown))),
         "<h3>Over all held-out digits</h3>",
         table(
@@ -58,14 +65,31 @@ def _looked(results: Results, index: int) -> str:
     position = looking.shown[index]
     label, read = (CLASSES[int(digits[position])] for digits in (evaluation.labels, evaluation.predicted))
     most = max(float(attention.maps[index].max()) for attention in looking.blocks)
-    parts = [figure(f"A {label}, read as {read}", scan(results, position))]
+    small = [figure(f"A {label}, read as {read}", scan(results, position)), *_beside(results, index)]
+    parts = [f'<div class="beside">{"".join(small)}</div>']
     for number, attention in enumerate(looking.blocks, start=1):
         grid = f"{attention.maps.shape[1]} by {attention.maps.shape[2]} tiles, one a carrier token"
         elsewhere = percent(float(attention.elsewhere()[index].mean()), 0)
         alt = f"{grid}: where it looks in this {label}. {elsewhere} of the attention goes to other windows."
         source = data_uri(carriers_png(looking.images[index], attention, index, most))
-        parts.append(figure(f"Block {number}", f'<img src="{source}" alt="{escape(alt)}">'))
+        parts.append(figure(f"Carriers, block {number}", f'<img src="{source}" alt="{escape(alt)}">'))
     return f'<div class="looked">{"".join(parts)}</div>'
+
+
+def _beside(results: Results, index: int) -> list[str]:
+    """Grad-CAM of what was read, and attention inside windows in the first and the last block."""
+    looking = results.looking
+    image, cam = looking.images[index], looking.cam
+    read, evidence = CLASSES[cam.classes[index]], cam.maps[index]
+    mean = evidence.mean().clamp_min(torch.finfo(evidence.dtype).tiny)
+    shown = [(f"Grad-CAM of {read}", f"where the evidence for a {read} lies", evidence / mean)]
+    for number in dict.fromkeys((1, len(looking.windows))):
+        relative = looking.windows[number - 1].relative()[index]
+        shown.append((f"Windows, block {number}", f"attention inside windows in block {number}", relative))
+    return [
+        figure(caption, f'<img src="{data_uri(map_png(image, relative))}" alt="{escape(alt)}">')
+        for caption, alt, relative in shown
+    ]
 
 
 def speed(results: Results) -> str:

@@ -50,22 +50,41 @@ def carriers_png(image: Tensor, attention: CarrierAttention, index: int, most: f
     rows, columns, height, width = maps.shape
     even = 1 / (height * width)
     tiles = F.interpolate(maps.view(1, -1, height, width), size=(TILE, TILE), mode="bilinear")[0]
-    tiles = tiles.view(rows, columns, TILE, TILE, 1)
-    heat = ((tiles - even) / max(most - even, 1e-6)).clamp(0, 1).pow(0.7).mul(0.9).numpy()
-    light = (DIM + (1 - DIM) * (tiles / even).clamp(0, 1)).numpy()
-    scan = F.interpolate(image[None], size=(TILE, TILE), mode="bilinear", antialias=True)[0, 0].clamp(-1, 1).numpy()
-    base = (PAPER + (INK - PAPER) * (scan + 1) / 2)[..., None].repeat(3, axis=2)
+    shaded = _shaded(image, tiles.view(rows, columns, TILE, TILE) / even, most / even)
     size = rows * TILE + (rows - 1) * GAP, columns * TILE + (columns - 1) * GAP
     sheet = np.zeros((*size, 4), dtype=np.uint8)
     own = pooling_footprint((height, width), (rows, columns)) > 0
     for row in range(rows):
         for column in range(columns):
-            tile = base * light[row, column] * (1 - heat[row, column]) + HEAT * heat[row, column]
+            tile = shaded[row, column]
             tile[_outline(own[row, column])] = OWN
             top, left = row * (TILE + GAP), column * (TILE + GAP)
             sheet[top : top + TILE, left : left + TILE, :3] = tile.round().astype(np.uint8)
             sheet[top : top + TILE, left : left + TILE, 3] = 255
     return png(Image.fromarray(sheet))
+
+
+def map_png(image: Tensor, relative: Tensor) -> bytes:
+    """The image, and over it a map.
+
+    Args:
+        image: ``(1, H, W)``, from -1 (paper) to 1 (ink).
+        relative: ``(h, w)``: multiples of what it would be if it were even. Twice that and more is shown in full
+            colour, or the largest value where that is larger.
+    """
+    tile = F.interpolate(relative[None, None], size=(TILE, TILE), mode="bilinear")[0, 0]
+    return png(Image.fromarray(_shaded(image, tile, max(2.0, float(tile.max()))).round().astype(np.uint8)))
+
+
+def _shaded(image: Tensor, relative: Tensor, most: float) -> NDArray[np.float32]:
+    """``(..., TILE, TILE, 3)``: the image, amber where a map ``(..., TILE, TILE)`` is above 1, dark where below."""
+    relative = relative[..., None]
+    heat = ((relative - 1) / max(most - 1, 1e-6)).clamp(0, 1).pow(0.7).mul(0.9).numpy()
+    light = (DIM + (1 - DIM) * relative.clamp(0, 1)).numpy()
+    scan = F.interpolate(image[None], size=(TILE, TILE), mode="bilinear", antialias=True)[0, 0].clamp(-1, 1).numpy()
+    base = (PAPER + (INK - PAPER) * (scan + 1) / 2)[..., None]
+    shaded: NDArray[np.float32] = base * light * (1 - heat) + HEAT * heat
+    return shaded
 
 
 def _outline(cells: Tensor) -> NDArray[np.bool_]:
