@@ -60,9 +60,9 @@ def _layer(layer: TransformerLayer, x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _block(
-    block: AttentionBlock, grid: Tensor, carriers: Tensor | None, window: tuple[int, int]
+    block: AttentionBlock, grid: Tensor, carriers: Tensor | None, window: tuple[int, int], real: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
-    """``grid`` (n_h*h, n_w*w, C), ``carriers`` (c*n_h, c*n_w, C)."""
+    """``grid`` (n_h*h, n_w*w, C), ``carriers`` (c*n_h, c*n_w, C); what is past ``real`` is as if it were not there."""
     h, w = window
     n_h, n_w, channels = grid.shape[0] // h, grid.shape[1] // w, grid.shape[2]
     c, heads = block.carrier_size, block.window.attn.num_heads
@@ -81,12 +81,18 @@ def _block(
     new_carriers = torch.zeros_like(carriers) if carriers is not None else None
     for a in range(n_h):
         for b in range(n_w):
-            tokens = grid[a * h : (a + 1) * h, b * w : (b + 1) * w].reshape(-1, channels) + position
+            places = [(a * h + i, b * w + j) for i in range(h) for j in range(w)]
+            there = [k for k, (i, j) in enumerate(places) if i < real[0] and j < real[1]]
+            tokens = (grid[a * h : (a + 1) * h, b * w : (b + 1) * w].reshape(-1, channels) + position)[there]
             if carriers is not None:
                 local = carriers[a * c : (a + 1) * c, b * c : (b + 1) * c].reshape(-1, channels)
                 tokens = torch.cat((local, tokens))
-            tokens = _layer(block.window, tokens, bias)
-            local, tokens = tokens[:num_carriers], tokens[num_carriers:]
+            seen = [*range(num_carriers), *(num_carriers + k for k in there)]
+            tokens = _layer(block.window, tokens, bias[:, seen][:, :, seen])
+            local = tokens[:num_carriers]
+            tokens = torch.zeros(h * w, channels, dtype=grid.dtype).index_copy(
+                0, torch.tensor(there), tokens[num_carriers:]
+            )
             if new_carriers is not None:
                 new_carriers[a * c : (a + 1) * c, b * c : (b + 1) * c] = local.reshape(c, c, channels)
             tokens = tokens.reshape(h, w, channels)
@@ -100,34 +106,37 @@ def _block(
     return new_grid, new_carriers
 
 
+def _cells(side: int, count: int, c: int, pooling: str) -> list[list[int]]:
+    """Along an axis of ``count`` windows the positions that each carrier averages."""
+    if pooling == "released":
+        stride = side * count // (c * count)
+        kernel = side * count - (c * count - 1) * stride
+        return [list(range(i * stride, i * stride + kernel)) for i in range(c * count)]
+    return [[n * side + i for i in range(side) if i * c // side == part] for n in range(count) for part in range(c)]
+
+
+def _mean(y: Tensor, rows: list[int], columns: list[int], real: tuple[int, int]) -> Tensor:
+    """Average of a map (C, H, W) over the cells that are there; 0 where none is."""
+    found = [y[:, i, j] for i in rows for j in columns if i < real[0] and j < real[1]]
+    return torch.stack(found).mean(0) if found else torch.zeros_like(y[:, 0, 0])
+
+
 def hierarchical_attention(module: HierarchicalAttention, x: Tensor) -> Tensor:
     """What ``module(x)`` should be, for one image ``(C, H, W)``, in evaluation mode."""
     channels, height, width = x.shape
     h, w = module.window_size
     n_h, n_w = math.ceil(height / h), math.ceil(width / w)
+    real = (height, width) if module.mask_padding else (n_h * h, n_w * w)
     padded = torch.zeros(channels, n_h * h, n_w * w, dtype=x.dtype)
     padded[:, :height, :width] = x
     carriers = None
     if module.carrier_init is not None and n_h * n_w > 1:
         c = module.carrier_size
         y = module.carrier_init.conv(padded[None])[0]
-        cells_h, cells_w = c * n_h, c * n_w
-        stride_h, stride_w = n_h * h // cells_h, n_w * w // cells_w
-        kernel_h, kernel_w = n_h * h - (cells_h - 1) * stride_h, n_w * w - (cells_w - 1) * stride_w
-        carriers = torch.stack(
-            [
-                torch.stack(
-                    [
-                        y[:, i * stride_h : i * stride_h + kernel_h, j * stride_w : j * stride_w + kernel_w].mean(
-                            (1, 2)
-                        )
-                        for j in range(cells_w)
-                    ]
-                )
-                for i in range(cells_h)
-            ]
-        )
+        rows = _cells(h, n_h, c, module.carrier_pooling)
+        columns = _cells(w, n_w, c, module.carrier_pooling)
+        carriers = torch.stack([torch.stack([_mean(y, row, column, real) for column in columns]) for row in rows])
     grid = padded.permute(1, 2, 0)
     for block in module.blocks:
-        grid, carriers = _block(block, grid, carriers, (h, w))
+        grid, carriers = _block(block, grid, carriers, (h, w), real)
     return grid.permute(2, 0, 1)[:, :height, :width]

@@ -1,12 +1,14 @@
 """Hierarchical attention against its definition, written a second time."""
 
 import copy
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from openfastervit import HierarchicalAttention
 from openfastervit.layers import Attention, CarrierInitialiser, DropPath, PositionMLP
@@ -22,7 +24,7 @@ def stage(dim: int = 8, num_heads: int = 2, **options: object) -> HierarchicalAt
     return module
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 8),
     width=st.integers(1, 8),
@@ -31,6 +33,8 @@ def stage(dim: int = 8, num_heads: int = 2, **options: object) -> HierarchicalAt
     layer_scale=st.sampled_from([None, 1e-5]),
     propagate=st.booleans(),
     hierarchical=st.booleans(),
+    pooling=st.sampled_from(["released", "aligned"]),
+    masked=st.booleans(),
 )
 def test_equals_the_definition(
     height: int,
@@ -40,6 +44,8 @@ def test_equals_the_definition(
     layer_scale: float | None,
     propagate: bool,
     hierarchical: bool,
+    pooling: str,
+    masked: bool,
 ) -> None:
     module = stage(
         window_size=window,
@@ -47,6 +53,8 @@ def test_equals_the_definition(
         layer_scale=layer_scale,
         propagate_carriers=propagate,
         hierarchical=hierarchical,
+        carrier_pooling=pooling,
+        mask_padding=masked,
     )
     x = torch.randn(2, 8, height, width, dtype=torch.float64)
     with torch.no_grad():
@@ -56,10 +64,16 @@ def test_equals_the_definition(
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 2), st.sampled_from(["released", "aligned"]), st.booleans()
+)
 @settings(max_examples=20)
-def test_transposing_everything_transposes_the_map(height: int, width: int) -> None:
-    module = stage(propagate_carriers=True, depth=2)
+def test_transposing_everything_transposes_the_map(
+    height: int, width: int, levels: int, pooling: str, masked: bool
+) -> None:
+    module = stage(
+        propagate_carriers=True, depth=2, carrier_levels=levels, carrier_pooling=pooling, mask_padding=masked
+    )
     mirror = copy.deepcopy(module)
     for part in mirror.modules():
         with torch.no_grad():
@@ -205,3 +219,41 @@ def test_wrong_options_are_named(options: dict[str, object], message: str) -> No
 def test_wrong_maps_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected a map \(B, 8, H, W\)"):
         stage()(torch.zeros(shape, dtype=torch.float64))
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+@settings(max_examples=10)
+def test_two_levels_are_one_where_carriers_fit_a_window(height: int, width: int) -> None:
+    """Up to three windows of 3 with one carrier each, a grid of carriers is no larger than a window."""
+    two = stage(carrier_size=1, carrier_levels=2, propagate_carriers=True)
+    one = stage(carrier_size=1, propagate_carriers=True)
+    one.load_state_dict({key: value for key, value in two.state_dict().items() if "super" not in key})
+    x = torch.randn(1, 8, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(two(x), one(x)) == (height <= 9 and width <= 9)
+
+
+def test_masked_padding_is_as_if_it_were_not_there() -> None:
+    """In one window, a smaller map is one of fewer tokens; unmasked, its padding is heard."""
+    x = torch.randn(1, 8, 3, 2, dtype=torch.float64)
+    masked, unmasked = stage(mask_padding=True), stage()
+    assert not torch.allclose(masked(x), unmasked(x))
+    whole = torch.randn(1, 8, 6, 9, dtype=torch.float64)
+    assert torch.equal(masked(whole), unmasked(whole))
+
+
+def test_multiply_adds_grow_with_the_pixels() -> None:
+    """With two levels of carriers 16 times the pixels cost 16 times as much; with one, carriers take over."""
+
+    def count(side: int, levels: int) -> int:
+        with torch.device("meta"):
+            module = HierarchicalAttention(64, 2, window_size=7, carrier_levels=levels, depth=2)
+            x = torch.empty(1, 64, side, side)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(x)
+        return counter.get_total_flops()
+
+    # Maps of stage 2 for images of 1792 and 7168 pixels.
+    two, one = ([count(side, levels) for side in (112, 448)] for levels in (2, 1))
+    assert math.log(two[1] / two[0], 16) == pytest.approx(1, abs=0.01)
+    assert math.log(one[1] / one[0], 16) > 1.4

@@ -55,7 +55,7 @@ class EdgeViTAttention(TokenMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, depth=depth, window_size=None)
+        super().__init__(dim, num_heads, depth=depth, window_size=None)
         rates = drop_path_rates(drop_path, depth)
         if sampling < 1:
             raise ValueError(f"sampling={sampling} must be at least 1")

@@ -41,7 +41,7 @@ class GlobalAttention(TokenMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, depth=depth, window_size=None)
+        super().__init__(dim, num_heads, depth=depth, window_size=None)
         rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
             AttentionBlock(

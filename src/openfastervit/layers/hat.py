@@ -221,7 +221,7 @@ class HierarchicalAttention(TokenMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, depth=depth, window_size=window_size)
+        super().__init__(dim, num_heads, depth=depth, window_size=window_size)
         rates = drop_path_rates(drop_path, depth)
         if hierarchical and carrier_size < 1:
             raise ValueError(f"carrier_size={carrier_size} is less than 1; hierarchical=False leaves out the carriers")

@@ -19,6 +19,7 @@ class TokenMixer(nn.Module):
 
     Args:
         dim: Channels ``C`` of the map.
+        num_heads: Heads; must divide ``dim``.
         depth: Blocks, each one attention and one MLP.
         window_size: Side of a window, or ``(height, width)``; None where the attention has no windows.
 
@@ -28,10 +29,12 @@ class TokenMixer(nn.Module):
 
     window_size: tuple[int, int] | None
 
-    def __init__(self, dim: int, *, depth: int, window_size: int | Sequence[int] | None) -> None:
+    def __init__(self, dim: int, num_heads: int, *, depth: int, window_size: int | Sequence[int] | None) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim={dim} must be at least 1")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of dim")
         if depth < 1:
             raise ValueError(f"depth={depth} is less than one block")
         self.dim = dim

@@ -51,7 +51,7 @@ class ShiftedWindowAttention(TokenMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, depth=depth, window_size=window_size)
+        super().__init__(dim, num_heads, depth=depth, window_size=window_size)
         rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
             _Block(

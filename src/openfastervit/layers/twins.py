@@ -54,7 +54,7 @@ class TwinsAttention(TokenMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, depth=depth, window_size=window_size)
+        super().__init__(dim, num_heads, depth=depth, window_size=window_size)
         rates = drop_path_rates(drop_path, depth)
         if reduction < 1:
             raise ValueError(f"reduction={reduction} must be at least 1")
@@ -142,8 +142,6 @@ class GloballySubsampled(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of dim")
         self.num_heads = num_heads
         self.reduction = reduction
         self.norm1 = nn.LayerNorm(dim, device=device, dtype=dtype)
