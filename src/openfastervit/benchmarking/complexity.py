@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openfastervit.layers import HierarchicalAttention
+from openfastervit.layers import HierarchicalAttention, TokenMixer
 from openfastervit.layers.conv import check_images
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import FasterViT
@@ -48,7 +48,7 @@ class Part(NamedTuple):
     blocks: int | None = None
     """Blocks of a stage."""
     window: tuple[int, int] | None = None
-    """Height and width of an attention window."""
+    """Height and width of an attention window, where the attention has windows."""
     windows: tuple[int, int] | None = None
     """Windows down and across the map, the last ones perhaps partly padding."""
     carriers: tuple[int, int] | None = None
@@ -91,12 +91,15 @@ def summarise(model: FasterViT, height: int, width: int) -> Summary:
     return Summary(parts, count_parameters(model), counter.get_total_flops() // 2)
 
 
-def _attention(stage: HierarchicalAttention, x: Tensor) -> dict[str, Any]:
+def _attention(stage: TokenMixer, x: Tensor) -> dict[str, Any]:
+    facts: dict[str, Any] = {"blocks": len(cast(nn.ModuleList, stage.blocks))}
+    if stage.window_size is None:
+        return facts
     windows = window_counts(x.shape[2], x.shape[3], stage.window_size)
-    carriers = None
-    if stage.carrier_init is not None and windows != (1, 1):
-        carriers = (stage.carrier_size * windows[0], stage.carrier_size * windows[1])
-    return {"blocks": len(stage.blocks), "window": stage.window_size, "windows": windows, "carriers": carriers}
+    facts |= {"window": stage.window_size, "windows": windows}
+    if isinstance(stage, HierarchicalAttention) and stage.carrier_init is not None and windows != (1, 1):
+        facts["carriers"] = (stage.carrier_size * windows[0], stage.carrier_size * windows[1])
+    return facts
 
 
 def count_parameters(module: nn.Module) -> int:

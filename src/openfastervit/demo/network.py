@@ -64,8 +64,12 @@ def build(**changes: Any) -> FasterViT:
 
 
 def attention_of(model: FasterViT) -> dict[int, HierarchicalAttention]:
-    """The attention of each stage that has one."""
-    return {i: stage.attention for i, stage in enumerate(model.stages) if isinstance(stage, AttentionStage)}
+    """The attention of each stage that has one, with carriers or without."""
+    return {
+        i: stage.attention
+        for i, stage in enumerate(model.stages)
+        if isinstance(stage, AttentionStage) and isinstance(stage.attention, HierarchicalAttention)
+    }
 
 
 @torch.no_grad()
