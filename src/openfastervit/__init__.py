@@ -1,18 +1,28 @@
 """FasterViT: hybrid CNN-ViT image backbones with hierarchical attention, for any image size.
 
-Importing this registers ``fastervit_0`` ... with timm.
+Importing this registers ``fastervit_0`` ... with timm. Where only torch is installed, ``HierarchicalAttention`` and
+``openfastervit.layers`` are there all the same, and asking for a network says what is missing.
 """
 
+from typing import Any
+
 from openfastervit.layers import HierarchicalAttention
-from openfastervit.models import (
-    CheckpointError,
-    FasterViT,
-    UnknownModelError,
-    create_model,
-    list_models,
-    load_checkpoint,
-    save_checkpoint,
-)
+
+_missing: ModuleNotFoundError | None = None
+try:
+    from openfastervit.models import (
+        CheckpointError,
+        FasterViT,
+        UnknownModelError,
+        create_model,
+        list_models,
+        load_checkpoint,
+        save_checkpoint,
+    )
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] == "openfastervit":
+        raise
+    _missing = error
 
 __version__ = "0.1.0"
 
@@ -27,3 +37,9 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if _missing is not None and name in __all__:
+        raise ImportError(f"openfastervit.{name} needs {_missing.name}, which is not installed") from _missing
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
