@@ -34,7 +34,7 @@ def train_all(
     *,
     command: Sequence[str],
     at_once: int = 1,
-    after_each: Callable[[], None] = lambda: None,
+    after_each: Callable[[Failures], None] = lambda failures: None,
 ) -> Failures:
     """Train all that is not done yet.
 
@@ -43,7 +43,7 @@ def train_all(
         out: The folder of their folders.
         command: The study's command line, to be written down.
         at_once: How many at a time.
-        after_each: Called when one is done, and once at the start for those that are.
+        after_each: Called with what failed so far when a run has ended, and at the start if some are done already.
 
     Raises:
         Stopped: If a signal asked for it. All that were being trained are saved.
@@ -55,14 +55,16 @@ def train_all(
         run.resolved()
     if len(waiting) < len(runs):
         _tell(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
-        after_each()
+        after_each({})
     if at_once == 1:
         return _one_by_one(waiting, out, command, after_each)
     with _stop_signals():
         return _Several(waiting, out, command, at_once, after_each).train()
 
 
-def _one_by_one(runs: Sequence[Run], out: Path, command: Sequence[str], after_each: Callable[[], None]) -> Failures:
+def _one_by_one(
+    runs: Sequence[Run], out: Path, command: Sequence[str], after_each: Callable[[Failures], None]
+) -> Failures:
     failures: Failures = {}
     for number, run in enumerate(runs):
         _tell(f"== {run.title}, {number + 1} of {len(runs)}")
@@ -75,8 +77,7 @@ def _one_by_one(runs: Sequence[Run], out: Path, command: Sequence[str], after_ea
             log.write_text(traceback.format_exc(), encoding="utf-8")
             failures[run.title] = _short(str(error) or type(error).__name__)
             _tell(f"{run.title} failed: {failures[run.title]} ({log})")
-            continue
-        after_each()
+        after_each(failures)
     return failures
 
 
@@ -84,7 +85,12 @@ class _Several:
     """Processes that train, a run each."""
 
     def __init__(
-        self, runs: Sequence[Run], out: Path, command: Sequence[str], at_once: int, after_each: Callable[[], None]
+        self,
+        runs: Sequence[Run],
+        out: Path,
+        command: Sequence[str],
+        at_once: int,
+        after_each: Callable[[Failures], None],
     ) -> None:
         self._waiting = list(runs)
         self._count = len(runs)
@@ -122,13 +128,12 @@ class _Several:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         run = self._running.pop(process)
-        if process.returncode == 0:
-            self._after_each()
-            return
-        lines = self._log(run).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        ended = f"its process ended with exit code {process.returncode}"
-        self._failures[run.title] = _short(lines[-1]) if lines else ended
-        _tell(f"{run.title} failed: {self._failures[run.title]} ({self._log(run)})")
+        if process.returncode != 0:
+            lines = self._log(run).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            ended = f"its process ended with exit code {process.returncode}"
+            self._failures[run.title] = _short(f"{ended}: {lines[-1]}" if lines else ended)
+            _tell(f"{run.title} failed: {self._failures[run.title]} ({self._log(run)})")
+        self._after_each(self._failures)
 
     def _stop(self) -> None:
         """Ask all to save and end, and wait. Ctrl-C has reached them already: asked twice, they save once."""

@@ -91,13 +91,12 @@ def compare(
     """
     data = data_for(scale, options)
     runs = runs_of([variant for variant in variants if variant.name in options.only], scale, options, data)
-    failures: Failures = {}
 
-    def tell() -> None:
+    def tell(failures: Failures) -> None:
         after_each(rows_of(variants, scale, options, failures))
 
-    failures |= train_all(runs, options.out, command=options.command, at_once=options.at_once, after_each=tell)
-    tell()
+    failures = train_all(runs, options.out, command=options.command, at_once=options.at_once, after_each=tell)
+    tell(failures)
     return failures
 
 

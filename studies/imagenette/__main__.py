@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     command += ["--out", "OUT"]
 
     def study() -> Failures:
-        def write() -> None:
+        def write(failures: Failures) -> None:
             write_results(options.out, plan, options.scale, " ".join(command))
 
         failures = train_all(runs, options.out, command=command, at_once=options.at_once, after_each=write)

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 from timm.models import generate_default_cfgs, register_model
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerStage
 from torch import Tensor, nn
 
 from openfastervit.layers import HierarchicalAttention
@@ -16,7 +16,9 @@ from openfastervit.layers import HierarchicalAttention
 SWIN = "swin_tiny_patch4_window7_224"
 SWIN_HAT = "swin_tiny_hat"
 
-default_cfgs = generate_default_cfgs({SWIN_HAT: timm.get_pretrained_cfg(SWIN).to_dict() | {"hf_hub_id": None}})
+_CFG = timm.get_pretrained_cfg(SWIN)
+assert _CFG is not None
+default_cfgs = generate_default_cfgs({SWIN_HAT: {**_CFG.to_dict(), "hf_hub_id": None}})
 
 
 class HatBlocks(nn.Module):
@@ -44,20 +46,20 @@ def use_hat(swin: SwinTransformer, *, carrier_size: int = 2) -> SwinTransformer:
         The same network.
     """
     for stage in swin.layers:
-        blocks = list(stage.blocks)
+        assert isinstance(stage, SwinTransformerStage)
+        blocks: list[Any] = list(stage.blocks.children())
         first = blocks[0]
-        stage.blocks = HatBlocks(
-            HierarchicalAttention(
-                first.dim,
-                first.attn.num_heads,
-                window_size=first.window_size,
-                carrier_size=carrier_size,
-                depth=len(blocks),
-                hierarchical=tuple(first.input_resolution) != tuple(first.window_size),
-                mlp_ratio=first.mlp_ratio,
-                drop_path=[float(getattr(block.drop_path1, "drop_prob", 0.0)) for block in blocks],
-            )
+        attention = HierarchicalAttention(
+            first.dim,
+            first.attn.num_heads,
+            window_size=first.window_size,
+            carrier_size=carrier_size,
+            depth=len(blocks),
+            hierarchical=tuple(first.input_resolution) != tuple(first.window_size),
+            mlp_ratio=first.mlp_ratio,
+            drop_path=[float(getattr(block.drop_path1, "drop_prob", 0.0)) for block in blocks],
         )
+        stage.blocks = nn.Sequential(HatBlocks(attention))
     return swin
 
 

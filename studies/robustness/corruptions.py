@@ -12,11 +12,13 @@ What is drawn follows from the image's number alone: each network sees the same 
 noise, more of it.
 """  # noqa: E501  # a table
 
+import io
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 from torchvision.transforms import v2
@@ -60,7 +62,9 @@ def corrupt(image: Tensor, kind: str, value: float, number: int) -> Tensor:
             side = 2 * math.ceil(3 * value) + 1
             return v2.functional.gaussian_blur(image, [side, side], [value, value])
         case "jpeg":
-            return v2.functional.jpeg(image, int(value))
+            written = io.BytesIO()
+            v2.functional.to_pil_image(image).save(written, "JPEG", quality=int(value))
+            return v2.functional.pil_to_tensor(Image.open(written))
         case "contrast":
             return v2.functional.adjust_contrast(image, value)
         case "shift":

@@ -11,7 +11,6 @@ import studies.imagenette.__main__ as imagenette
 from studies import training_loop
 from studies.imagenette.networks import POCKET, StudyNetwork
 from studies.imagenette.runs import RunPlan
-from tests.pocket import picture
 
 TINY = {
     "img_size": 64,
@@ -22,18 +21,6 @@ TINY = {
     "num_heads": [1, 1, 2, 2],
     "drop_path_rate": 0.0,
 }
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for split, count in (("train", 40), ("val", 6)):
-        for label in range(2):
-            (folder / split / f"class{label}").mkdir(parents=True)
-            for number in range(count):
-                photo = picture(1000 * label + number, (64, 64))
-                photo.save(folder / split / f"class{label}" / f"{number}.jpg")
-    return folder
 
 
 @pytest.fixture
