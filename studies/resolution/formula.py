@@ -20,6 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openfastervit import FasterViT
+from openfastervit.layers import HierarchicalAttention
 from openfastervit.models.fastervit import AttentionStage
 
 MLP_RATIO = 4
@@ -69,7 +70,11 @@ def attention_stage(
 
 
 def network(model: FasterViT, height: int, width: int) -> Cost:
-    """All of a FasterViT for one image: convolutions, attention, classifier."""
+    """All of a FasterViT for one image: convolutions, attention, classifier.
+
+    Raises:
+        ValueError: If its attention is another than hierarchical, or windows without carriers.
+    """
     total = attention = biases = 0
     h, w = height, width
     channels = model.in_chans
@@ -85,6 +90,8 @@ def network(model: FasterViT, height: int, width: int) -> Cost:
             channels = out
         if isinstance(stage, AttentionStage):
             layer = stage.attention
+            if not isinstance(layer, HierarchicalAttention) or layer.carrier_levels > 1:
+                raise ValueError(f"there is no formula for {type(layer).__name__} with its options")
             carriers = layer.carrier_size**2 if layer.carrier_init is not None else 0
             heads = layer.blocks[0].window.attn.num_heads
             ratio = layer.blocks[0].window.mlp.fc1.out_features / channels
@@ -108,7 +115,7 @@ def counted(model: FasterViT, height: int, width: int) -> int:
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.empty(1, model.in_chans, height, width, device="meta"))
-    positions = re.compile(r"\.blocks\.\d+\.((window|carrier)_position|(window|carrier)\.bias)$")
+    positions = re.compile(r"\.blocks\.\d+\.((window|carrier|super)_position|(window|carrier|super_carrier)\.bias)$")
     known = sum(
         sum(operations.values()) for name, operations in counter.get_flop_counts().items() if positions.search(name)
     )
