@@ -2,25 +2,20 @@
 
 import timm
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from openfastervit.layers import HierarchicalAttention
 from studies.plug_and_play.unet import UNet
 
 
-class ChannelsLast(HierarchicalAttention):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 def plug_into_swin(swin: timm.models.SwinTransformer) -> None:
     for stage in swin.layers:
-        first, many = stage.blocks[0], stage is not swin.layers[-1]  # the last map is a single window at 224
-        new = ChannelsLast(
-            first.dim, first.attn.num_heads, window_size=first.window_size, depth=len(stage.blocks), hierarchical=many
-        )
+        old, many = stage.blocks[0], stage is not swin.layers[-1]  # at 224 the last map is a single window
+        heads, window, depth = old.attn.num_heads, old.window_size, len(stage.blocks)
+        new = HierarchicalAttention(old.dim, heads, window_size=window, depth=depth, hierarchical=many)
         for block, old in zip(new.blocks, stage.blocks, strict=True):
-            block.window.load_state_dict(old.state_dict(), strict=False)
-        stage.blocks = nn.Sequential(new)
+            block.window.load_state_dict(old.state_dict(), strict=False)  # all but Swin's table of position biases
+        stage.blocks = nn.Sequential(Permute([0, 3, 1, 2]), new, Permute([0, 2, 3, 1]))
 
 
 class Bottleneck(nn.Sequential):
@@ -29,14 +24,11 @@ class Bottleneck(nn.Sequential):
 
 
 def plug_into_resnet(resnet: timm.models.ResNet) -> None:
-    for stage, many in ((resnet.layer3, True), (resnet.layer4, False)):  # layer4's map is a single window at 224
-        channels = stage[-1].conv3.out_channels
-        dim = channels // 4
-        attention = HierarchicalAttention(dim, dim // 32, hierarchical=many)
-        down, up = nn.Conv2d(channels, dim, 1), nn.Conv2d(dim, channels, 1, bias=False)
-        nn.init.zeros_(up.weight)  # at the start the network answers as it did
-        stage.append(Bottleneck(down, attention, up))
+    for stage, dim, many in ((resnet.layer3, 256, True), (resnet.layer4, 512, False)):  # many windows at 224, or one
+        down, up = nn.Conv2d(4 * dim, dim, 1), nn.Conv2d(dim, 4 * dim, 1, bias=False)
+        nn.init.zeros_(up.weight)  # the network answers as before until training changes it
+        stage.append(Bottleneck(down, HierarchicalAttention(dim, dim // 32, hierarchical=many), up))
 
 
 def plug_into_unet(unet: UNet) -> None:
-    dim = unet.head  # replaced below
+    unet.bottleneck.append(HierarchicalAttention(512, 16, window_size=8, layer_scale=1e-5))

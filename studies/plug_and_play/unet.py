@@ -35,7 +35,7 @@ class UNet(nn.Module):
         self.encoders = nn.ModuleList(
             _double_conv(before, after) for before, after in zip([in_channels, *upper], upper, strict=False)
         )
-        self.bottleneck: nn.Module = _double_conv(upper[-1], bottom)
+        self.bottleneck = _double_conv(upper[-1], bottom)
         below = [*upper[1:], bottom]
         self.ups = nn.ModuleList(
             nn.Conv2d(lower, level, 3, padding=1) for lower, level in zip(below, upper, strict=True)
