@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -124,6 +125,9 @@ def run_study(study: Callable[[], Failures]) -> int:
     except Stopped as stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return 128 + stopped.signal_number
+    except KeyboardInterrupt:  # between two runs, or while speed is measured
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

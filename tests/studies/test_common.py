@@ -150,7 +150,11 @@ def test_how_a_study_ends(capsys: pytest.CaptureFixture[str]) -> None:
     def wrong() -> at_once.Failures:
         raise ValueError("--data x is no folder")
 
-    assert [run_study(study) for study in (dict, stopped, wrong, lambda: {"a-seed1": "no memory"})] == [0, 143, 2, 1]
+    def interrupted() -> at_once.Failures:
+        raise KeyboardInterrupt
+
+    studies = (dict, stopped, interrupted, wrong, lambda: {"a-seed1": "no memory"})
+    assert [run_study(study) for study in studies] == [0, 143, 130, 2, 1]
     told = capsys.readouterr().err
     assert "--data x is no folder" in told
     assert "failed: a-seed1: no memory" in told
@@ -219,6 +223,7 @@ sys.exit(run_study(lambda: train_all([a_run(photos, epochs=5000)], out, command=
 """
 
 
+@pytest.mark.slow
 def test_a_signal_lets_all_save(photos: Path, tmp_path: Path) -> None:
     with (tmp_path / "told").open("wb") as told:
         study = subprocess.Popen(

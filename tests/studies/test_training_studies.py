@@ -190,7 +190,8 @@ def test_the_wide_swin_costs_what_the_one_with_carriers_costs(scale: str) -> Non
             **plug_and_play.SCALES[scale].settings["model_options"],
             **variant.settings.get("model_options", {}),
         }
-        network = timm.create_model(variant.settings["model"], **settings, num_classes=10)
+        with torch.device("meta"):
+            network = timm.create_model(variant.settings["model"], **settings, num_classes=10)
         costs[variant.name] = multiply_adds(network, 128, 128, batch=64)
     assert costs["swin-wide"] == pytest.approx(costs["swin-hat"], rel=0.04)
     assert costs["swin"] < 0.75 * costs["swin-hat"]
@@ -251,7 +252,8 @@ def test_both_ways_cost_the_same(scale: str) -> None:
     lengths = pretrain_finetune.LENGTHS[scale]
     cost = {}
     for side in (96, 128):
-        network = create_model("fastervit_0", **pretrain_finetune.SCALES[scale].settings["model_options"])
+        with torch.device("meta"):
+            network = create_model("fastervit_0", **pretrain_finetune.SCALES[scale].settings["model_options"])
         network.set_input_size(side, "fit")
         cost[side] = multiply_adds(network, side, side, batch=64)
         assert [network.stages[i].attention.window_size for i in (2, 3)] == [(side // 32, side // 32)] * 2, "no padding"
