@@ -1,6 +1,7 @@
 """Folding gives the network's own logits: every variant's structure, any size, window, pooling and precision."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.export import Dim
 import openfastervit
 from openfastervit import FasterViT
 from openfastervit.inference.fold import fold
+from openfastervit.inference.folded_attention import FoldedAttention, foldable
+from openfastervit.layers import HierarchicalAttention
 from tests.inference.lively import difference, lively
 from tests.networks import KINDS, NAMES, SCALED, images, wake
 
@@ -63,6 +66,49 @@ def _check(model: FasterViT, sizes: tuple[tuple[int, int], ...]) -> None:
             assert worst(exact, fold(exact, target), x.double()) < 1e-12, (size, target)
 
 
+AS_THEY_ARE: list[dict[str, Any]] = [
+    {"carrier_levels": 2, "window_sizes": (7, 7, 3, 3)},
+    {"mask_padding": True},
+    {"without": ("carrier_attention", "window_bias")},
+    *({"attention": design} for design in ("shifted-window", "twins", "edgevit", "global")),
+]
+"""Attention of stage 2 that is not folded."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", AS_THEY_ARE, ids=str)
+def test_other_attention_is_kept(options: dict[str, Any]) -> None:
+    model = lively(**options, depths=(1, 1, 2, 1))
+    kept = model.stages[2].attention
+    for target in ((100, 160), None):
+        folded = fold(model, target)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in (folded.stem, *folded.stages[:2].modules()))
+        frozen = folded.stages[2][1]
+        assert type(frozen) is type(kept)
+        assert not frozen.training
+        own = {tensor.data_ptr() for tensor in folded.parameters()}
+        assert own.isdisjoint(tensor.data_ptr() for tensor in model.parameters())
+        x = images(100, 160)
+        low = difference(fold(model, target).to(torch.bfloat16)(x.bfloat16()), model(x))
+        assert low < 3 * difference(copy.deepcopy(model).bfloat16()(x.bfloat16()), model(x))
+    _check(model, SIZES[1:3])
+
+
+def test_what_is_folded_of_hierarchical_attention() -> None:
+    """All that the released networks have, either pooling, and what options would change but for carriers."""
+    folded = fold(lively(carrier_pooling="aligned", carrier_levels=2, hierarchical=(False,) * 4), 224)
+    assert all(isinstance(stage[1], FoldedAttention) for stage in folded.stages[2:])
+    folded = fold(lively(carrier_pooling="aligned", hierarchical=(False, False, True, True)), 448)
+    assert all(isinstance(stage[1], FoldedAttention) for stage in folded.stages[2:])
+    attention = HierarchicalAttention(8, 2)
+    assert foldable(attention)
+
+    class Other(HierarchicalAttention):
+        """May compute something else."""
+
+    assert not foldable(Other(8, 2))
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
 @pytest.mark.parametrize("size", [(112, 160), None])
@@ -100,6 +146,7 @@ def test_any_shape(data: st.DataObject) -> None:
         window_sizes=((7, 7), (7, 7), *windows),
         carrier_size=carrier,
         hierarchical=(False, False, *hierarchical),
+        carrier_pooling=draw(st.sampled_from(["released", "aligned"]), label="pooling"),
         layer_scale=draw(st.sampled_from([None, 0.5]), label="layer_scale"),
         propagate_carriers=draw(st.booleans(), label="propagate"),
         num_classes=draw(st.sampled_from([0, 1, 5]), label="classes"),

@@ -9,7 +9,8 @@
 - carriers are kept in the order of their windows, so that nothing is moved between the two attentions of a block;
 - weights of convolutions lie channels-last in memory.
 
-All of this is algebra, done in float64: results differ by rounding alone.
+All of this is algebra, done in float64: results differ by rounding alone. A stage whose attention ``foldable`` says no
+to keeps it as it is; all around it is folded.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from openfastervit.inference.folded_attention import HEAD_MULTIPLE, FoldedAttention
+from openfastervit.inference.folded_attention import HEAD_MULTIPLE, FoldedAttention, foldable
 from openfastervit.inference.fused import affine, frozen, fused_convolution, fused_linear
 from openfastervit.layers import ConvBlock, LayerNorm2d, Stem
 from openfastervit.layers.conv import check_images
@@ -66,7 +67,11 @@ class FoldedFasterViT(nn.Module):
         for i, stage in enumerate(model.stages):
             map_size = None if size is None else (-(-size[0] // (4 * 2**i)), -(-size[1] // (4 * 2**i)))
             if isinstance(stage, AttentionStage):
-                attention = FoldedAttention(stage.attention, map_size, head_multiple=head_multiple)
+                attention: nn.Module = stage.attention
+                if foldable(attention):
+                    attention = FoldedAttention(attention, map_size, head_multiple=head_multiple)
+                else:
+                    attention = frozen(attention)
                 stages.append(nn.Sequential(_FoldedDownsample(stage.downsample), attention))
             else:
                 stage = cast(ConvStage, stage)

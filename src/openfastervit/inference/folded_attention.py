@@ -6,7 +6,7 @@ maps of one size, positions and the pooling of carriers are constants.
 Shapes: ``B`` batch, ``C`` channels, ``n`` windows an image, ``K`` carriers and ``N`` tokens a window, ``T = K + N``.
 """
 
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from openfastervit.layers import (
     TransformerLayer,
     grid_geometry,
 )
+from openfastervit.layers.carriers import pool_aligned
 from openfastervit.layers.windows import (
     block_order,
     carriers_to_windows,
@@ -42,11 +43,23 @@ _UNHEARD = -1e4
 """Added to an attention weight's logarithm: exp of it is 0 in every precision, and it is a number in float16."""
 
 
+def foldable(attention: nn.Module) -> TypeGuard[HierarchicalAttention]:
+    """Whether ``FoldedAttention`` can be made of a stage's attention.
+
+    It can of ``HierarchicalAttention`` as released, with either pooling: not with two levels of carriers, masked
+    padding or parts left out, and not of another attention, subclasses included.
+    """
+    if type(attention) is not HierarchicalAttention:
+        return False
+    one_level = attention.carrier_init is None or attention.carrier_levels == 1
+    return one_level and not attention.mask_padding and not attention.without
+
+
 class FoldedAttention(nn.Module):
     """A stage of hierarchical attention made ready for inference: a map in, a map out.
 
     Args:
-        stage: Left as it is.
+        stage: One that is ``foldable``. Left as it is.
         map_size: Height and width of the maps, or None for any.
         head_multiple: Heads are padded to a multiple of this width.
     """
@@ -62,8 +75,10 @@ class FoldedAttention(nn.Module):
         self.carrier_init: nn.Module | None = None
         if stage.carrier_init is not None and self.counts != (1, 1):
             self.carrier_size = stage.carrier_size
-            if self.counts is None:
-                self.carrier_init = _OpenCarriers(stage.carrier_init)
+            if stage.carrier_init.pooling == "aligned":
+                self.carrier_init = _AlignedCarriers(stage.carrier_init, self.window)
+            elif self.counts is None:
+                self.carrier_init = _OpenCarriers(stage.carrier_init, self.window)
             else:
                 self.carrier_init = _FixedCarriers(stage.carrier_init, self.window, self.counts)
         self.blocks = nn.ModuleList(
@@ -85,10 +100,10 @@ class FoldedAttention(nn.Module):
             if exporting():
                 # A graph cannot branch on the number of windows, and runtimes of ONNX and OpenVINO would not check it.
                 # So it has carriers at every size; where a map is one window, which has none, nobody hears them.
-                carriers = self.carrier_init(x, self.window, counts)
+                carriers = self.carrier_init(x, counts)
                 heard = (torch.ones(counts[0] * counts[1], device=x.device).sum() > 1.5).to(x.dtype)
             elif counts[0] * counts[1] > 1:
-                carriers = self.carrier_init(x, self.window, counts)
+                carriers = self.carrier_init(x, counts)
         x = map_to_windows(x, self.window, counts)
         for block in self.blocks:
             x, carriers = block(x, carriers, counts, heard)
@@ -101,7 +116,7 @@ class FoldedAttention(nn.Module):
         below, right = counts[0] * h - size[0], counts[1] * w - size[1]
         if below or right:
             x = F.pad(x, (0, right, 0, below))
-        carriers = None if self.carrier_init is None else self.carrier_init(x)
+        carriers = None if self.carrier_init is None else self.carrier_init(x, counts)
         x = x.permute(0, 2, 3, 1)
         if counts[1] > 1:  # one window across: rows of windows lie in memory as the map does
             x = x.reshape(batch, counts[0], h, counts[1], w, channels).transpose(2, 3)
@@ -117,10 +132,10 @@ class FoldedAttention(nn.Module):
 
 
 class _FixedCarriers(nn.Module):
-    """First carriers of maps of one size. A depthwise convolution and the pooling behind it are one convolution.
+    """First carriers of maps of one size, pooled as in the released networks.
 
-    Both pad with nothing but the zeros that the first one pads with, so a sum over a cell of sums over 3 x 3 is a
-    weighted sum over a cell that is 2 larger.
+    A depthwise convolution and the pooling behind it are one convolution: both pad with nothing but the zeros that the
+    first one pads with, so a sum over a cell of sums over 3 x 3 is a weighted sum over a cell that is 2 larger.
     """
 
     def __init__(self, initialiser: CarrierInitialiser, window: tuple[int, int], counts: tuple[int, int]) -> None:
@@ -140,22 +155,43 @@ class _FixedCarriers(nn.Module):
         self.register_buffer("order", order, persistent=False)
         self.in_order = bool((order == torch.arange(len(order), device=order.device)).all())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, counts: tuple[int, int]) -> Tensor:
         """``(B, C, n_h*h, n_w*w) -> (B, n*K, C)``, carriers in the order of their windows."""
         x = self.conv(x).flatten(2).transpose(1, 2)
         return x if self.in_order else x.index_select(1, cast(Tensor, self.order))
 
 
-class _OpenCarriers(nn.Module):
-    """First carriers of maps of any size."""
+class _AlignedCarriers(nn.Module):
+    """First carriers of maps of any size, each pooled over its own part of its own window."""
 
-    def __init__(self, initialiser: CarrierInitialiser) -> None:
+    def __init__(self, initialiser: CarrierInitialiser, window: tuple[int, int]) -> None:
         super().__init__()
+        self.window = window
+        self.conv = frozen(initialiser.conv)
+        # What each cell of a window adds to each of its carriers, as the pooling of such windows tells.
+        cells = torch.eye(window[0] * window[1], dtype=torch.float64, device=initialiser.conv.weight.device)
+        parts = pool_aligned(cells.view(-1, 1, *window), initialiser.carrier_size, window, (1, 1)).flatten(1)
+        parts = parts.transpose(0, 1).to(initialiser.conv.weight.dtype).contiguous()
+        self.register_buffer("parts", parts, persistent=False)
+
+    def forward(self, x: Tensor, counts: tuple[int, int]) -> Tensor:
+        """``(B, C, n_h*h, n_w*w) -> (B, n*K, C)``, carriers in the order of their windows."""
+        parts = cast(Tensor, self.parts)
+        carriers = parts @ map_to_windows(self.conv(x), self.window, counts)
+        return carriers.view(x.shape[0], counts[0] * counts[1] * len(parts), x.shape[1])
+
+
+class _OpenCarriers(nn.Module):
+    """First carriers of maps of any size, pooled as in the released networks."""
+
+    def __init__(self, initialiser: CarrierInitialiser, window: tuple[int, int]) -> None:
+        super().__init__()
+        self.window = window
         self.initialiser = cast(CarrierInitialiser, frozen(initialiser))
 
-    def forward(self, x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, counts: tuple[int, int]) -> Tensor:
         """``(B, C, n_h*h, n_w*w) -> (B, n*K, C)``, carriers in the order of their windows."""
-        carriers = self.initialiser(x, window, counts)
+        carriers = self.initialiser(x, self.window, counts)
         batch, count, channels = carriers.shape
         return carriers_to_windows(carriers, self.initialiser.carrier_size, counts).reshape(batch, count, channels)
 
@@ -281,8 +317,9 @@ class _FoldedLayer(nn.Module):
         """``(B, T, C) -> (B, T, C)`` with a bias ``(heads, T, T)``."""
         batch, tokens, channels = x.shape
         qkv = self.qkv(F.layer_norm(x, (channels,), eps=self.eps1))
-        qkv = qkv.view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        # OpenVINO 2026.4 mistakes an axis of a transposition of all three for another where windows have as many tokens
+        # as there are heads, and its logits are wrong.
+        q, k, v = qkv.view(batch, tokens, 3 * self.num_heads, self.head_dim).transpose(1, 2).chunk(3, dim=1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0), scale=1.0)
         x = self.proj(y.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim), x)
         return cast(Tensor, self.fc2(self.fc1(F.layer_norm(x, (channels,), eps=self.eps2)), x))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from openfastervit.inference.engines.engine import DTYPES, Precision, in_channels
+from openfastervit.layers import TokenMixer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -95,9 +96,14 @@ class _Cast(nn.Module):
 def to_openvino(
     network: nn.Module, size: tuple[int, int] | None, *, dtype: torch.dtype = torch.float32
 ) -> "openvino.Model":
-    """A network as an OpenVINO model in float32, for any batch. Its input is ``images``, or ``pixels`` if 8-bit."""
+    """A network as an OpenVINO model in float32, for any batch. Its input is ``images``, or ``pixels`` if 8-bit.
+
+    Raises:
+        GraphError: If its operations depend on a size that should be open.
+    """
     import openvino
 
+    _check_open(network, size)
     program = to_program(network.to(DTYPES["fp32"]), size, dtype=dtype)
     model = openvino.convert_model(program)
     height, width = size or (-1, -1)
@@ -117,6 +123,7 @@ def to_onnx(network: nn.Module, size: tuple[int, int] | None, *, dtype: torch.dt
     """
     import onnx_ir
 
+    _check_open(network, size)
     program = to_program(network, size, dtype=dtype)
     with _quietly():
         try:
@@ -144,6 +151,16 @@ def to_onnx(network: nn.Module, size: tuple[int, int] | None, *, dtype: torch.dt
     assert logits.shape is not None
     logits.shape = onnx_ir.Shape(["batch", *logits.shape[1:]])
     return model
+
+
+def _check_open(network: nn.Module, size: tuple[int, int] | None) -> None:
+    """Refuse a graph of open size with attention that is not folded: sizes decide which of its operations run.
+
+    Programs of ``torch.export`` check what was assumed in tracing; graphs of ONNX and OpenVINO would just be wrong.
+    """
+    mixer = next((module for module in network.modules() if isinstance(module, TokenMixer)), None)
+    if size is None and mixer is not None:
+        raise GraphError(f"{type(mixer).__name__} with these options has no graph of open size; give the images' size")
 
 
 def input_name(dtype: torch.dtype) -> str:

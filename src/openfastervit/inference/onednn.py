@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openfastervit.inference.fused import FusedConv2d, FusedLinear
+from openfastervit.layers import PositionMLP
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -33,6 +34,8 @@ def pack(network: nn.Module) -> nn.Module:
         network: On the CPU, in a type that is ``available``.
     """
     for parent in list(network.modules()):
+        if isinstance(parent, PositionMLP):  # it takes its weights itself, in a precision of its own
+            continue
         for name, child in parent.named_children():
             # A subclass may compute something else, and what a parametrisation computes is no plain weight.
             if type(child) in (nn.Linear, FusedLinear):

@@ -46,10 +46,21 @@ def test_logits_are_the_networks(name, kind):
     engine.close()
 
 
+@pytest.mark.parametrize("name", QUICK)
+def test_attention_that_is_not_folded(name):
+    options = {"carrier_levels": 2, "mask_padding": True, "attention": ("hat", "twins"), "window_sizes": (7, 7, 3, 7)}
+    network = lively(depths=(1, 1, 1, 1), **options)
+    engine = create_engine(network, name, Settings(size=(130, 96), batch_size=2))
+    x = images(130, 96, batch=3)
+    assert difference(engine(x), plain(network, x)) < 1e-5
+    engine.close()
+
+
 @pytest.mark.parametrize(("size", "batch_size"), [((64, 64), 3), ((130, 333), 1)])
 @pytest.mark.parametrize("name", QUICK)
 def test_sizes_and_batches(name, size, batch_size):
-    network = tiny(SCALED if size == (64, 64) else HAT)
+    """Windows of stage 3 have as many tokens as there are heads: OpenVINO has mistaken one axis for the other."""
+    network = lively(SCALED if size == (64, 64) else HAT, window_sizes=(7, 7, 7, 2))
     engine = create_engine(network, name, Settings(size=size, batch_size=batch_size))
     x = images(*size, batch=2)
     assert difference(engine(x), plain(network, x)) < 1e-5

@@ -45,10 +45,17 @@ def test_one_size(name: str) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("name", [SCALED, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != SCALED)])
-def test_any_size(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (SCALED, {}),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in KINDS if name != SCALED),
+        pytest.param(SCALED, {"carrier_pooling": "aligned"}, marks=pytest.mark.slow),
+    ],
+)
+def test_any_size(name: str, options: dict[str, Any]) -> None:
     """One graph: whole windows, padded ones, oblong, and a single one, where the network has no carriers."""
-    network = lively(name, depths=(1, 1, 1, 1))
+    network = lively(name, depths=(1, 1, 1, 1), **options)
     model = onnx_ir.to_proto(to_onnx(deployable(network, None), None))
     axes = [
         [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in model.graph.input
@@ -173,3 +180,9 @@ def test_networks_without_a_graph() -> None:
         to_onnx(_Sized(), None)
     with pytest.raises(GraphError, match=r"_Foreign has no ONNX graph.*use an engine of torch"):
         to_onnx(_Foreign(), (32, 32))
+    for options, kind in (
+        ({"mask_padding": True}, "HierarchicalAttention"),
+        ({"attention": "twins"}, "TwinsAttention"),
+    ):
+        with pytest.raises(GraphError, match=f"{kind} with these options has no graph of open size; give the images'"):
+            to_onnx(deployable(lively(**options), None), None)
