@@ -4,9 +4,9 @@
 
     python -m studies.plug_and_play.overhead --out studies/results/plug_and_play_overhead.csv
 
-Each network of docs/plug-and-play.md without it and with it, one image a call, in eager float32 as one would train it.
-The two take turns in one process, so that what else the machine does meets both alike: a turn is a few calls of each,
-and gives one ratio of their medians. The table has the ratio's median over the turns and its quartiles.
+Each network of docs/plug-and-play.md without it and with it, one image a call, in eager float32, nothing folded. They
+take turns in one process, so that what else the machine does meets both alike: a turn is a few calls of each, and gives
+one ratio of their medians. The table has the median of the ratios and their quartiles, and is written after each pair.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from studies.common.table import write_table
 from studies.plug_and_play.hosts import plug_into_resnet, plug_into_swin, plug_into_unet
 from studies.plug_and_play.unet import UNet
 
-TURNS, CALLS = 15, 3
+TURNS, CALLS = 11, 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     for host in HOSTS:
         rows.append({**overhead(host, options.turns), **about})
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items() if key not in about), file=sys.stderr)
-    write_table(options.out, rows)
+        write_table(options.out, rows)
     return 0
 
 
