@@ -15,7 +15,7 @@ from studies.common.table import write_table
 from studies.imagenette.networks import IMAGE_SIZE
 
 ACCURACY = "accuracy.csv"
-SIDES = (96, 128, 160, 192, 224, 288, 352, 448)
+SIDES = (96, 128, 160, 192, 224, 320)
 EVERY = 4
 """Of the validation images one in so many is judged; their order goes by class, so all are there alike."""
 BATCH = 64

@@ -16,6 +16,7 @@ from openfastervit.inference.fold import fold
 from studies.resolution import formula
 from studies.resolution.designs import DESIGNS, FOLDED, FORMULA, network_options
 from studies.resolution.fit import crossover, exponent, fits
+from studies.resolution.judge import judge
 from tests.networks import tiny
 
 
@@ -145,3 +146,32 @@ def test_two_levels_of_carriers_cost_less_as_images_grow() -> None:
     assert growth["hat-2-levels"] == pytest.approx(16, rel=0.01)
     assert 16.2 < growth["hat"] < 20
     assert growth["global"] > 100
+
+
+def test_networks_are_judged_at_other_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that already have the size are only normalised: what the network says of them is counted by hand."""
+    monkeypatch.setattr("studies.resolution.judge.SIDES", (64, 96))
+    monkeypatch.setattr("studies.resolution.judge.EVERY", 1)
+    model = tiny(num_classes=2).eval()
+    for seed in (0, 1):
+        metadata = {"classes": ["cat", "dog"], "input": {"size": [3, 64, 64]}}
+        openfastervit.save_checkpoint(model, tmp_path / f"runs/hat-seed{seed}/best.safetensors", metadata=metadata)
+    pixels = torch.randint(0, 256, (6, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = [0, 0, 0, 1, 1, 1]
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        folder = tmp_path / "val" / ("cat", "dog")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(folder / f"{number}.png")
+    table = judge(tmp_path / "runs", tmp_path / "val", tmp_path, {"processor": "one"}, smoke=False)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["attention"], row["seed"], row["side"], row["images"]) for row in rows] == [
+        ("hat", seed, side, "6") for seed in "01" for side in ("64", "96")
+    ]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        said = model(((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)).argmax(1).tolist()
+    right = sum(one == other for one, other in zip(said, labels, strict=True))
+    assert rows[0]["top1"] == f"{100 * right / 6:.2f}"
+    with pytest.raises(ValueError, match="no run in it has a best"):
+        judge(tmp_path / "val", tmp_path / "val", tmp_path, {}, smoke=True)
