@@ -10,9 +10,9 @@ from studies.plug_and_play.unet import UNet
 
 def plug_into_swin(swin: timm.models.SwinTransformer) -> None:
     for stage in swin.layers:
-        old, many = stage.blocks[0], stage is not swin.layers[-1]  # at 224 the last map is a single window
-        heads, window, depth = old.attn.num_heads, old.window_size, len(stage.blocks)
-        new = HierarchicalAttention(old.dim, heads, window_size=window, depth=depth, hierarchical=many)
+        first, many = stage.blocks[0], stage is not swin.layers[-1]  # at 224 the last map is a single window
+        heads, window, depth = first.attn.num_heads, first.window_size, len(stage.blocks)
+        new = HierarchicalAttention(first.dim, heads, window_size=window, depth=depth, hierarchical=many)
         for block, old in zip(new.blocks, stage.blocks, strict=True):
             block.window.load_state_dict(old.state_dict(), strict=False)  # all but Swin's table of position biases
         stage.blocks = nn.Sequential(Permute([0, 3, 1, 2]), new, Permute([0, 2, 3, 1]))
