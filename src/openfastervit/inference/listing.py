@@ -6,11 +6,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from openfastervit.inference.closing import Closing
 
 
-class ImageList:
+class ImageList(Closing):
     """Paths in order, in a temporary file instead of in memory, and fixed while a folder may change.
 
     Args:
@@ -58,11 +58,3 @@ class ImageList:
     def close(self) -> None:
         """Remove the temporary file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,14 +6,14 @@ One straight line: a batch of paths -> pixels, in threads -> engine -> one ``Pre
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from openfastervit.data.images import ImageError
 from openfastervit.inference.checkpoint import load_classifier
+from openfastervit.inference.closing import Closing
 from openfastervit.inference.engines import Engine, Precision, Settings, auto_engine, create_engine
 from openfastervit.inference.exported import is_exported, load_exported, read_about
 from openfastervit.inference.pipeline import overlapped
@@ -41,7 +41,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-class Predictor:
+class Predictor(Closing):
     """A classifier for images on disk.
 
     Args:
@@ -205,14 +205,6 @@ class Predictor:
     def close(self) -> None:
         """Let go of the engine."""
         self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _engine(network: nn.Module, name: str, settings: Settings, tell: Callable[[str], None]) -> Engine:
