@@ -18,6 +18,14 @@ OPTIONS: dict[str, Any] = {
     "img_size": 64,
     "window_sizes": (7, 7, 2, 2),
 }
+TRAINED: dict[str, Any] = {
+    "depths": [1, 1, 1, 1],
+    "dim": 8,
+    "stem_dim": 8,
+    "num_heads": [1, 1, 2, 2],
+    "window_sizes": [4, 4, 2, 2],
+}
+"""``model_options`` of recipes for training runs that take seconds."""
 CLASSES = ["ant", "bee", "cat"]
 INPUT = {
     "size": [3, 64, 64],

@@ -14,18 +14,12 @@ from typing import Any
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.pocket import picture, write_broken
+from tests.pocket import TRAINED, picture, write_broken
 
 BIN = Path(sys.executable).parent
 RECIPE: dict[str, Any] = {
     "model": "fastervit_0",
-    "model_options": {
-        "depths": [1, 1, 1, 1],
-        "dim": 8,
-        "stem_dim": 8,
-        "num_heads": [1, 1, 2, 2],
-        "window_sizes": [4, 4, 2, 2],
-    },
+    "model_options": TRAINED,
     "img_size": [64],
     "device": "cpu",
     "workers": 0,

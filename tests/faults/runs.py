@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from tests.pocket import picture
+from tests.pocket import TRAINED, picture
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["openfastervit.training.run", "openfastervit_cli", "matplotlib.pyplot", "pandas"])
@@ -29,13 +29,7 @@ TIMES = ("images_per_second", "data_wait", "seconds")
 
 RECIPE: dict[str, Any] = {
     "model": "fastervit_0",
-    "model_options": {
-        "depths": [1, 1, 1, 1],
-        "dim": 8,
-        "stem_dim": 8,
-        "num_heads": [1, 1, 2, 2],
-        "window_sizes": [4, 4, 2, 2],
-    },
+    "model_options": TRAINED,
     "img_size": [32],
     "epochs": 2,
     "batch_size": 4,
