@@ -20,6 +20,11 @@ class Outcome(NamedTuple):
 Run = Callable[..., Outcome]
 
 
+def names(folder: Path) -> list[str]:
+    """Of what is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Two threads for a network of this size wait for one another longer than they work."""
