@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from openfastervit.tasks import pictures
 from openfastervit.tasks.metrics import CONFUSION_CLASSES, ClassificationMetrics
 from openfastervit.tasks.report import REPORT_FILES, write_report
 
@@ -32,7 +33,6 @@ def decoded(png: bytes) -> np.ndarray:
 
 
 def test_all_figures_are_written(tmp_path: Path):
-    pytest.importorskip("matplotlib")
     names = ["tench, Tinca tinca", 'a "quoted" one', "Größe", "never seen"]
     metrics = evaluated(names)
     written = write_report(tmp_path / "new" / "folder", metrics, about={"checkpoint": "model.safetensors"})
@@ -84,7 +84,6 @@ def test_names_that_are_no_text_come_back(tmp_path: Path):
 
 @pytest.mark.parametrize("classes", [1, 2, 20, 40, 41, 1000, pytest.param(1999, marks=pytest.mark.slow)])
 def test_pictures_have_room_for_every_class_and_its_name(classes: int):
-    pictures = pytest.importorskip("openfastervit.tasks.pictures")
     names = [f"{index} Widest Names Want Room, and some are much too long" for index in range(classes)]
     confusion = np.eye(classes, dtype=np.int64) * 5
     confusion[:, -1] += 12_345_678
@@ -99,7 +98,6 @@ def test_pictures_have_room_for_every_class_and_its_name(classes: int):
 
 
 def test_a_reliability_diagram_has_a_bar_a_bin():
-    pictures = pytest.importorskip("openfastervit.tasks.pictures")
     metrics = ClassificationMetrics(2, bins=4)
     metrics.update(torch.tensor([[0.0, 0.3], [0.0, 3.0]]), torch.tensor([1, 1]))  # bins 3 and 4, all right
     pixels = decoded(pictures.reliability_png(metrics.reliability(), metrics.compute()["ece"]))
@@ -111,7 +109,6 @@ def test_a_reliability_diagram_has_a_bar_a_bin():
 
 
 def test_the_most_frequent_confusions_are_listed_first():
-    pictures = pytest.importorskip("openfastervit.tasks.pictures")
     confusion = np.diag([9, 9, 9])
     confusion[2, 0], confusion[0, 1] = 3, 1
     shares = confusion / confusion.sum(axis=1, keepdims=True)

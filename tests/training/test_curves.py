@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_dtype
 
@@ -18,7 +19,6 @@ from openfastervit.training import contact_sheet
 from openfastervit.training.contact_sheet import write_contact_sheet
 from openfastervit.training.curves import _apart, write_curves
 
-figures = pytest.importorskip("matplotlib.figure")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # --- Curves -----------------------------------------------------------------------------------------------------------
@@ -28,8 +28,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved."""
     seen: list[Any] = []
-    real = figures.Figure.savefig
-    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *a, **k: (seen.append(self), real(self, *a, **k))[1])
+    real = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (seen.append(self), real(self, *a, **k))[1])
     return seen
 
 
