@@ -38,7 +38,7 @@ from studies.resolution.fit import fits
 from studies.resolution.judge import judge
 from studies.resolution.plot import draw
 
-SIDES = (224, 448, 896, 1344, 1792, 2048, 2560)
+SIDES = (224, 448, 896, 1344, 2048, 2560)
 COUNTED = (4096, 8192)
 """Sides for which multiply-adds are counted and nothing is run."""
 
