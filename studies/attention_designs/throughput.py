@@ -32,7 +32,7 @@ SPEEDS: Mapping[str, Speed] = {
         "fp32",
         1,
         Plan(repeats=2, seconds=0.02, tail=False),
-        {"dim": 8, "stem_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+        {"dim": 8, "stem_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2]},
     ),
     "cpu": Speed("fp32", 8, Plan(repeats=9, seconds=1.0, tail=False), {}),
     "gpu": Speed("fp16", 256, Plan(repeats=9, seconds=1.0, tail=False), {}),

@@ -23,7 +23,7 @@ TINY: Mapping[str, Any] = MappingProxyType(
         "window_sizes": [7, 7, 4, 4],
         "dim": 8,
         "stem_dim": 8,
-        "depths": [1, 1, 1, 1],
+        "depths": [1, 1, 2, 1],
         "num_heads": [1, 1, 2, 2],
     }
 )

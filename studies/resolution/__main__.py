@@ -1,4 +1,4 @@
-"""Six designs of attention from 224 pixels to 2048 and beyond: time, memory, multiply-adds, exponents.
+"""Six designs of attention, and carriers at two levels, from 224 pixels to 2048 and beyond: time, memory, exponents.
 
 ::
 

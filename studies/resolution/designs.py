@@ -12,10 +12,11 @@ DESIGNS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "shifted-window": {"attention": "shifted-window"},
         "twins": {"attention": "twins"},
         "edgevit": {"attention": "edgevit"},
-        "global": {"attention": ("global", "global")},
+        "global": {},
     }
 )
-"""Options of the network, in stage 2. "global" has full attention in stage 3, too; the others have windows there."""
+"""Options of the network, in stage 2; those of "global", in stages 2 and 3, depend on the size. The others have windows
+in stage 3."""
 
 FOLDED = ("hat", "window", "global")
 """Those that are made ready for a size as a whole; of the others, attention stays as it is in training."""

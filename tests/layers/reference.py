@@ -59,23 +59,64 @@ def _layer(layer: TransformerLayer, x: Tensor, bias: Tensor) -> Tensor:
     return x + layer.scale2(layer.mlp(layer.norm2(x)))
 
 
+def _among_carriers(block: AttentionBlock, carriers: Tensor) -> Tensor:
+    """All carriers ``(G_h, G_w, C)`` attend to one another."""
+    assert isinstance(block.carrier, TransformerLayer)
+    assert block.carrier_position is not None
+    assert block.carrier.bias is not None
+    height, width, channels = carriers.shape
+    flat = carriers.reshape(-1, channels) + _absolute(block.carrier_position.mlp, height, width, carriers)
+    heads = block.carrier.attn.num_heads
+    bias = _bias(block.carrier.bias.mlp, height, width, 0, heads, carriers)
+    return _layer(block.carrier, flat, bias).reshape(height, width, channels)
+
+
+def _in_windows_of_carriers(
+    block: AttentionBlock, carriers: Tensor, supers: Tensor, side: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Carriers ``(G_h, G_w, C)`` attend in windows of ``side``, with carriers ``(S_h, S_w, C)`` of their own."""
+    assert isinstance(block.carrier, TransformerLayer)
+    assert block.super_carrier is not None
+    assert block.carrier_position is not None
+    assert block.super_position is not None
+    assert block.carrier.bias is not None
+    assert block.super_carrier.bias is not None
+    c, heads, channels = block.carrier_size, block.carrier.attn.num_heads, carriers.shape[2]
+    rows, columns = supers.shape[0], supers.shape[1]
+    flat = supers.reshape(-1, channels) + _absolute(block.super_position.mlp, rows, columns, supers)
+    bias = _bias(block.super_carrier.bias.mlp, rows, columns, 0, heads, supers)
+    supers = _layer(block.super_carrier, flat, bias).reshape(rows, columns, channels)
+    position = _absolute(block.carrier_position.mlp, *side, carriers)
+    bias = _bias(block.carrier.bias.mlp, *side, c * c, heads, carriers)
+    new_carriers, new_supers = torch.zeros_like(carriers), torch.zeros_like(supers)
+    for a in range(rows // c):
+        for b in range(columns // c):
+            places = [(a * side[0] + i, b * side[1] + j) for i in range(side[0]) for j in range(side[1])]
+            there = [k for k, (i, j) in enumerate(places) if i < carriers.shape[0] and j < carriers.shape[1]]
+            own = torch.stack([carriers[places[k]] + position[k] for k in there])
+            local = supers[a * c : (a + 1) * c, b * c : (b + 1) * c].reshape(-1, channels)
+            seen = [*range(c * c), *(c * c + k for k in there)]
+            heard = _layer(block.carrier, torch.cat((local, own)), bias[:, seen][:, :, seen])
+            new_supers[a * c : (a + 1) * c, b * c : (b + 1) * c] = heard[: c * c].reshape(c, c, channels)
+            for k, token in zip(there, heard[c * c :], strict=True):
+                new_carriers[places[k]] = token
+    return new_carriers, new_supers
+
+
 def _block(
     block: AttentionBlock, grid: Tensor, carriers: Tensor | None, window: tuple[int, int], real: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
-    """``grid`` (n_h*h, n_w*w, C), ``carriers`` (c*n_h, c*n_w, C); what is past ``real`` is as if it were not there."""
+    """``grid`` (n_h*h, n_w*w, C), ``carriers`` (c*n_h, c*n_w, C), which have attended to one another already.
+
+    What is past ``real`` is as if it were not there.
+    """
     h, w = window
     n_h, n_w, channels = grid.shape[0] // h, grid.shape[1] // w, grid.shape[2]
     c, heads = block.carrier_size, block.window.attn.num_heads
     position = _absolute(block.window_position.mlp, h, w, grid)
     num_carriers = 0
     if carriers is not None:
-        assert block.carrier is not None
-        assert block.carrier_position is not None
         num_carriers = c * c
-        height, width = carriers.shape[0], carriers.shape[1]
-        flat = carriers.reshape(-1, channels) + _absolute(block.carrier_position.mlp, height, width, grid)
-        flat = _layer(block.carrier, flat, _bias(block.carrier.bias.mlp, height, width, 0, heads, grid))
-        carriers = flat.reshape(height, width, channels)
     bias = _bias(block.window.bias.mlp, h, w, num_carriers, heads, grid)
     new_grid = torch.zeros_like(grid)
     new_carriers = torch.zeros_like(carriers) if carriers is not None else None
@@ -136,7 +177,22 @@ def hierarchical_attention(module: HierarchicalAttention, x: Tensor) -> Tensor:
         rows = _cells(h, n_h, c, module.carrier_pooling)
         columns = _cells(w, n_w, c, module.carrier_pooling)
         carriers = torch.stack([torch.stack([_mean(y, row, column, real) for column in columns]) for row in rows])
+    supers, side = None, (0, 0)
+    if carriers is not None and module.super_init is not None:
+        size = carriers.shape[0], carriers.shape[1]
+        if size[0] > h or size[1] > w:
+            above = math.ceil(size[0] / h), math.ceil(size[1] / w)
+            side = math.ceil(size[0] / above[0]), math.ceil(size[1] / above[1])
+            whole = torch.zeros(channels, above[0] * side[0], above[1] * side[1], dtype=x.dtype)
+            whole[:, : size[0], : size[1]] = carriers.permute(2, 0, 1)
+            y = module.super_init.conv(whole[None])[0]
+            rows, columns = (_cells(s, n, module.carrier_size, "aligned") for s, n in zip(side, above, strict=True))
+            supers = torch.stack([torch.stack([_mean(y, row, column, size) for column in columns]) for row in rows])
     grid = padded.permute(1, 2, 0)
     for block in module.blocks:
+        if supers is not None and carriers is not None:
+            carriers, supers = _in_windows_of_carriers(block, carriers, supers, side)
+        elif carriers is not None:
+            carriers = _among_carriers(block, carriers)
         grid, carriers = _block(block, grid, carriers, (h, w), real)
     return grid.permute(2, 0, 1)[:, :height, :width]

@@ -188,10 +188,13 @@ def test_drop_path_and_recomputation(name: str) -> None:
     [
         ({"num_heads": 3}, "num_heads=3 does not divide dim=8"),
         ({"num_heads": 0}, "num_heads=0"),
+        ({"num_heads": 2.0}, r"num_heads=2\.0"),
         ({"depth": 0}, "depth=0 is less than one block"),
+        ({"depth": 1.5}, r"depth=1\.5 is less than one block, or no whole number"),
         ({"drop_path": [0.1]}, "1 rates for depth=2"),
         ({"drop_path": 1.0}, "1.0"),
         ({"dim": 0}, "dim=0"),
+        ({"dim": 8.0}, r"dim=8\.0"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], words: str) -> None:
@@ -205,7 +208,10 @@ def test_bad_options(name: str, options: dict[str, Any], words: str) -> None:
         ("twins", {"reduction": 0}, "reduction=0"),
         ("twins", {"window_size": 0}, "window_size=0"),
         ("edgevit", {"sampling": 0}, "sampling=0"),
+        ("twins", {"reduction": 1.5}, r"reduction=1\.5"),
         ("edgevit", {"kernel_size": 4}, "kernel_size=4 must be odd"),
+        ("hat", {"carrier_size": 2.5}, r"carrier_size=2\.5"),
+        ("hat", {"hierarchical": False, "carrier_pooling": "mean"}, "carrier_pooling='mean'"),
         ("shifted-window", {"window_size": (7, 7, 7)}, r"window_size=\(7, 7, 7\)"),
         ("hat", {"carrier_size": 8}, "carrier_size=8 is larger than the window 7 x 7"),
         ("hat", {"carrier_levels": 3}, "carrier_levels=3 is neither 1 nor 2"),

@@ -35,6 +35,7 @@ def stage(dim: int = 8, num_heads: int = 2, **options: object) -> HierarchicalAt
     hierarchical=st.booleans(),
     pooling=st.sampled_from(["released", "aligned"]),
     masked=st.booleans(),
+    levels=st.integers(1, 2),
 )
 def test_equals_the_definition(
     height: int,
@@ -46,6 +47,7 @@ def test_equals_the_definition(
     hierarchical: bool,
     pooling: str,
     masked: bool,
+    levels: int,
 ) -> None:
     module = stage(
         window_size=window,
@@ -55,6 +57,7 @@ def test_equals_the_definition(
         hierarchical=hierarchical,
         carrier_pooling=pooling,
         mask_padding=masked,
+        carrier_levels=levels,
     )
     x = torch.randn(2, 8, height, width, dtype=torch.float64)
     with torch.no_grad():

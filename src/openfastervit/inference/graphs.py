@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from openfastervit.inference.engines.engine import DTYPES, Precision, in_channels
-from openfastervit.layers import TokenMixer
+from openfastervit.layers import HierarchicalAttention, TokenMixer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -160,7 +160,20 @@ def _check_open(network: nn.Module, size: tuple[int, int] | None) -> None:
     """
     mixer = next((module for module in network.modules() if isinstance(module, TokenMixer)), None)
     if size is None and mixer is not None:
-        raise GraphError(f"{type(mixer).__name__} with these options has no graph of open size; give the images' size")
+        options = [f"{name}={value!r}" for name, value in _unfolded_options(mixer)]
+        raise GraphError(
+            f"{type(mixer).__name__}{' with ' if options else ''}{', '.join(options)} has no graph of open size; give "
+            "the images' size"
+        )
+
+
+def _unfolded_options(mixer: TokenMixer) -> list[tuple[str, Any]]:
+    """The options of hierarchical attention that keep it from being folded."""
+    if not isinstance(mixer, HierarchicalAttention):
+        return []
+    defaults = {"carrier_levels": 1, "mask_padding": False, "without": frozenset()}
+    found = [(name, getattr(mixer, name)) for name, default in defaults.items() if getattr(mixer, name) != default]
+    return [(name, sorted(value) if name == "without" else value) for name, value in found]
 
 
 def input_name(dtype: torch.dtype) -> str:

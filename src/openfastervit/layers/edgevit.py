@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from openfastervit.layers.attention import Attention
 from openfastervit.layers.conv import LayerNorm2d
 from openfastervit.layers.drop_path import DropPath
-from openfastervit.layers.mixer import TokenMixer, drop_path_rates
+from openfastervit.layers.mixer import TokenMixer, check_whole, drop_path_rates
 from openfastervit.layers.transformer import MLP, init_linear, scale_or_identity
 from openfastervit.layers.windows import crop
 
@@ -24,7 +24,8 @@ class EdgeViTAttention(TokenMixer):
     each token by a pointwise, a depthwise and a pointwise convolution. In the second, one token of each ``r x r``
     cells, its delegate, attends to the other delegates (global sparse attention), and a depthwise transposed
     convolution and a projection hand what it heard to its cells (local propagation). Positions are conditional: each
-    bottleneck begins with a depthwise 3x3 convolution, added to the tokens; attention has no bias.
+    bottleneck begins with a depthwise 3x3 convolution, added to the tokens; attention has no bias. The attention is
+    this package's, with a projection before the transposed convolution that the paper does not have.
 
     Args:
         dim: Channels ``C``.
@@ -57,9 +58,9 @@ class EdgeViTAttention(TokenMixer):
     ) -> None:
         super().__init__(dim, num_heads, depth=depth, window_size=None)
         rates = drop_path_rates(drop_path, depth)
-        if sampling < 1:
-            raise ValueError(f"sampling={sampling} must be at least 1")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        check_whole("sampling", sampling, 1)
+        check_whole("kernel_size", kernel_size, 1)
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         blocks: list[nn.Module] = []
         for i in range(depth):

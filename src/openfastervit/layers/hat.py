@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openfastervit.layers.carriers import CarrierInitialiser, CarrierPooling
-from openfastervit.layers.mixer import TokenMixer, drop_path_rates, geometry_dtype, window_pair
+from openfastervit.layers.carriers import CARRIER_POOLINGS, CarrierInitialiser, CarrierPooling
+from openfastervit.layers.mixer import TokenMixer, drop_path_rates, geometry_dtype, is_whole, window_pair
 from openfastervit.layers.position import AbsolutePosition, GridGeometry, grid_geometry
 from openfastervit.layers.transformer import MLPLayer, TransformerLayer, init_linear
 from openfastervit.layers.windows import (
@@ -108,7 +108,13 @@ class AttentionBlock(nn.Module):
             self.carrier_position = position("carrier_position")
             if "carrier_attention" in without:
                 self.carrier = MLPLayer(
-                    dim, mlp_ratio=mlp_ratio, layer_scale=layer_scale, drop_path=drop_path, device=device, dtype=dtype
+                    dim,
+                    mlp_ratio=mlp_ratio,
+                    layer_scale=layer_scale,
+                    propagated=propagate_carriers,
+                    drop_path=drop_path,
+                    device=device,
+                    dtype=dtype,
                 )
             else:
                 self.carrier = layer("carrier_bias")
@@ -121,7 +127,7 @@ class AttentionBlock(nn.Module):
 
         Args:
             x: Windows ``(B*n_h*n_w, h*w, C)``.
-            carriers: None for plain attention inside windows; the carriers ``(B, c*n_h * c*n_w, C)``; or these and
+            carriers: Empty for plain attention inside windows; the carriers ``(B, c*n_h * c*n_w, C)``; or these and
                 their own carriers. In row-major order over their grids.
             levels: The windows of the map, of its carriers, and of theirs, as many as there are and one more. The
                 last one's is a single window over its whole grid.
@@ -188,10 +194,11 @@ class HierarchicalAttention(TokenMixer):
         carrier_levels: 1: all carriers attend to one another, at a cost that grows with the square of the map. 2:
             where their grid is larger than a window they attend inside windows of their own, which have carriers, too,
             and those attend to one another. The windows of carriers have at most the side of ``window_size``, and
-            their padding is masked. Not in the released networks.
+            their padding is masked. Up to a window of carriers their carriers are idle, get no gradient, and the
+            result is that of one level; the topmost ones attend all to all. Not in the released networks.
         carrier_pooling: How first carriers are averaged, ``"released"`` or ``"aligned"``: see ``CarrierInitialiser``.
-        mask_padding: No token attends to the padding, and first carriers average over the map alone. Not in the
-            released networks.
+        mask_padding: No token attends to the padding, and first carriers average over the map alone; one with nothing
+            but padding starts at 0 and is heard all the same. Not in the released networks.
         without: Parts left out, for ablations: any of ``"carrier_attention"`` (carriers keep their MLP),
             ``"carrier_position"``, ``"carrier_bias"``, ``"window_position"``, ``"window_bias"``.
 
@@ -223,15 +230,17 @@ class HierarchicalAttention(TokenMixer):
     ) -> None:
         super().__init__(dim, num_heads, depth=depth, window_size=window_size)
         rates = drop_path_rates(drop_path, depth)
-        if hierarchical and carrier_size < 1:
-            raise ValueError(f"carrier_size={carrier_size} is less than 1; hierarchical=False leaves out the carriers")
-        if carrier_levels not in (1, 2):
-            raise ValueError(f"carrier_levels={carrier_levels!r} is neither 1 nor 2")
+        if hierarchical and (not is_whole(carrier_size) or carrier_size < 1):
+            raise ValueError(
+                f"carrier_size={carrier_size!r} is less than 1, or no whole number; hierarchical=False leaves out the "
+                "carriers"
+            )
+        check_carrier_options(carrier_levels, carrier_pooling, mask_padding, without)
         self.carrier_size = carrier_size if hierarchical else 0
         self.carrier_levels = carrier_levels
         self.carrier_pooling = carrier_pooling
         self.mask_padding = mask_padding
-        self.without = _left_out(without)
+        self.without = left_out(without)
         self.set_window_size(window_pair(window_size))
         self.carrier_init: CarrierInitialiser | None = None
         self.super_init: CarrierInitialiser | None = None
@@ -356,7 +365,25 @@ def _hidden(padding: Tensor, num_carriers: int) -> Tensor:
     return torch.cat((seen, padding), dim=1).unsqueeze(1)
 
 
-def _left_out(without: Collection[str]) -> frozenset[str]:
+def check_carrier_options(
+    carrier_levels: int, carrier_pooling: str, mask_padding: bool, without: Collection[str]
+) -> None:
+    """Raise ``ValueError`` for options of hierarchical attention that are out of range, or do not go together."""
+    if not is_whole(carrier_levels) or carrier_levels not in (1, 2):
+        raise ValueError(f"carrier_levels={carrier_levels!r} is neither 1 nor 2")
+    if carrier_pooling not in CARRIER_POOLINGS:
+        raise ValueError(f'carrier_pooling={carrier_pooling!r} is neither "released" nor "aligned"')
+    if mask_padding not in (True, False):
+        raise ValueError(f"mask_padding={mask_padding!r} is neither True nor False")
+    if carrier_levels == 2 and "carrier_attention" in left_out(without):
+        raise ValueError(
+            f"without={without!r} and carrier_levels=2: carriers that do not attend have no use for carriers of their "
+            "own; give one of the two"
+        )
+
+
+def left_out(without: Collection[str]) -> frozenset[str]:
+    """What ``without`` names; ``ValueError`` for what is no part."""
     parts = (without,) if isinstance(without, str) else tuple(without)
     for part in parts:
         if part not in PARTS:

@@ -14,6 +14,17 @@ def window_pair(window_size: int | Sequence[int], name: str = "window_size") -> 
     return pair
 
 
+def is_whole(number: object) -> bool:
+    """Whether that is an ``int``, and no truth value."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def check_whole(name: str, number: int, least: int) -> None:
+    """Raise ``ValueError`` unless an option is a whole number of at least ``least``."""
+    if not is_whole(number) or number < least:
+        raise ValueError(f"{name}={number!r} must be a whole number, at least {least}")
+
+
 class TokenMixer(nn.Module):
     """A stage of attention. Subclasses set ``blocks``, a ``ModuleList``, and define ``forward``.
 
@@ -31,12 +42,11 @@ class TokenMixer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, depth: int, window_size: int | Sequence[int] | None) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim={dim} must be at least 1")
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of dim")
-        if depth < 1:
-            raise ValueError(f"depth={depth} is less than one block")
+        check_whole("dim", dim, 1)
+        if not is_whole(num_heads) or num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads!r} does not divide dim={dim}; choose a divisor of dim")
+        if not is_whole(depth) or depth < 1:
+            raise ValueError(f"depth={depth!r} is less than one block, or no whole number")
         self.dim = dim
         self.window_size = None if window_size is None else window_pair(window_size)
         self.grad_checkpointing = False

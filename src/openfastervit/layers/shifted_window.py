@@ -30,7 +30,8 @@ class ShiftedWindowAttention(TokenMixer):
         depth: Number of blocks.
         mlp_ratio: Hidden channels of the MLPs over ``dim``.
         layer_scale: Initial value of the layer scales, or None for none.
-        drop_path: Stochastic depth rate, one for all blocks or one a block; a mask is drawn for each window.
+        drop_path: Stochastic depth rate, one for all blocks or one a block. A mask is drawn for each window, as
+            everywhere in this package; Swin draws one for each image.
 
     Raises:
         ValueError: If an option is out of range: the message names it.
@@ -109,7 +110,7 @@ class _Block(nn.Module):
         straight: Tensor | None,
         shifted: Tensor | None,
     ) -> Tensor:
-        """``(B, C, n_h*h, n_w*w)`` to the same; ``straight`` and ``shifted`` say what is hidden in either windows."""
+        """``(B, C, n_h*h, n_w*w)`` to the same; ``straight`` and ``shifted`` hide tokens of either kind of window."""
         if self.shifted:
             x = torch.roll(x, [-shift[0], -shift[1]], dims=[2, 3])
         x = self.window(map_to_windows(x, window, counts), geometry, 0, shifted if self.shifted else straight)

@@ -133,7 +133,15 @@ class TransformerLayer(nn.Module):
 
 
 class MLPLayer(nn.Module):
-    """``x += scale2(mlp(norm2(x)))``: a ``TransformerLayer`` without its attention, called alike, for ablations."""
+    """``x += scale2(mlp(norm2(x)))``: a ``TransformerLayer`` without its attention, called alike, for ablations.
+
+    Args:
+        dim: Channels ``C``.
+        mlp_ratio: Hidden channels of the MLP over ``dim``.
+        layer_scale: Initial value of the layer scale, or None for none.
+        propagated: Keep ``scale1``, which is not used here, for carriers that are added to their windows.
+        drop_path: Stochastic depth rate.
+    """
 
     def __init__(
         self,
@@ -141,6 +149,7 @@ class MLPLayer(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
+        propagated: bool = False,
         drop_path: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -148,7 +157,7 @@ class MLPLayer(nn.Module):
         super().__init__()
         self.norm2 = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.mlp = MLP(dim, hidden_dim=int(dim * mlp_ratio), device=device, dtype=dtype)
-        self.scale1 = scale_or_identity(dim, layer_scale, device=device, dtype=dtype)  # propagated carriers take it
+        self.scale1 = scale_or_identity(dim, layer_scale if propagated else None, device=device, dtype=dtype)
         self.scale2 = scale_or_identity(dim, layer_scale, device=device, dtype=dtype)
         self.drop_path = DropPath(drop_path)
 

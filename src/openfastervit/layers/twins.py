@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openfastervit.layers.drop_path import DropPath
-from openfastervit.layers.mixer import TokenMixer, drop_path_rates, geometry_dtype
+from openfastervit.layers.mixer import TokenMixer, check_whole, drop_path_rates, geometry_dtype
 from openfastervit.layers.position import grid_geometry
 from openfastervit.layers.transformer import MLP, TransformerLayer, init_linear, scale_or_identity
 from openfastervit.layers.windows import crop, map_to_windows, outside, pad_to_windows, window_counts, windows_to_map
@@ -32,7 +32,8 @@ class TwinsAttention(TokenMixer):
         depth: Number of blocks.
         mlp_ratio: Hidden channels of the MLPs over ``dim``.
         layer_scale: Initial value of the layer scales, or None for none.
-        drop_path: Stochastic depth rate, one for all blocks or one a block.
+        drop_path: Stochastic depth rate, one for all blocks or one a block. A mask is drawn for each window in odd
+            blocks, as everywhere in this package, and for each image in even ones.
 
     Raises:
         ValueError: If an option is out of range: the message names it.
@@ -56,8 +57,7 @@ class TwinsAttention(TokenMixer):
     ) -> None:
         super().__init__(dim, num_heads, depth=depth, window_size=window_size)
         rates = drop_path_rates(drop_path, depth)
-        if reduction < 1:
-            raise ValueError(f"reduction={reduction} must be at least 1")
+        check_whole("reduction", reduction, 1)
         blocks: list[nn.Module] = []
         for i in range(depth):
             if i % 2 == 0:

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from openfastervit.layers import HierarchicalAttention
 from openfastervit.models import timm_compat
 from openfastervit.models.layouts import CACHED, released_keys
 
@@ -187,6 +188,15 @@ def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
         CheckpointError: If it has parameters that no released network has; the message names one.
     """
     state_dict = model.state_dict()
+    for mixer in model.modules():
+        if isinstance(mixer, HierarchicalAttention):
+            for option, released in (("carrier_pooling", "released"), ("mask_padding", False)):
+                value = getattr(mixer, option)
+                if value != released and (option != "carrier_pooling" or mixer.carrier_size):
+                    raise CheckpointError(
+                        f"the released layout cannot tell of {option}={value!r}, and would be read as another network; "
+                        'save with layout="openfastervit"'
+                    )
     for name in state_dict:
         if not released_keys(name):
             raise CheckpointError(

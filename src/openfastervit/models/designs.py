@@ -138,3 +138,31 @@ def stage_designs(attention: str | Sequence[str]) -> tuple[str, str]:
             f"attention={attention!r}: give one of {', '.join(DESIGNS)} for stage 2, or a pair of them for stages 2, 3"
         )
     return designs[0], designs[1]
+
+
+def check_heard(
+    designs: Sequence[str],
+    hierarchical: Sequence[bool],
+    carrier_levels: int,
+    carrier_pooling: str,
+    mask_padding: bool,
+    without: Sequence[str],
+) -> None:
+    """Refuse options that no stage would hear of, by the designs of stages 2 and 3 and whether these are hierarchical.
+
+    Raises:
+        ValueError: If one is not the default, and neither stage takes it.
+    """
+    hat = any(design == "hat" and asked for design, asked in zip(designs, hierarchical, strict=True))
+    windows = "hat" in designs or "window" in designs
+    for name, value, default, heard in (
+        ("carrier_levels", carrier_levels, 1, hat),
+        ("carrier_pooling", carrier_pooling, "released", hat),
+        ("mask_padding", mask_padding, False, windows),
+        ("without", tuple(without), (), windows),
+    ):
+        if value != default and not heard:
+            raise ValueError(
+                f"{name}={value!r}: no stage takes it, with attention={tuple(designs)!r} and "
+                f"hierarchical={tuple(hierarchical)!r} in stages 2 and 3; leave it out"
+            )

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import inspect
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,24 @@ def _recorded(checkpoint: str | os.PathLike[str], overrides: dict[str, Any]) -> 
     return f"; the file was saved from a network with {told}: ask for the same options"
 
 
+SAME_WEIGHTS = ("attention", "carrier_pooling", "mask_padding")
+"""Options that decide what a network computes and that its weights may not tell."""
+
+
+def _warn_of_another_network(checkpoint: str | os.PathLike[str], overrides: dict[str, Any]) -> None:
+    """Weights that fit may be of a network that computes something else."""
+    recorded = read_metadata(checkpoint).get("overrides") or {}
+    defaults = inspect.signature(FasterViT).parameters
+    for option in SAME_WEIGHTS:
+        saved, asked = (given.get(option, defaults[option].default) for given in (recorded, overrides))
+        if (list(saved) if isinstance(saved, tuple) else saved) != (list(asked) if isinstance(asked, tuple) else asked):
+            warnings.warn(
+                f"{checkpoint} was saved from a network with {option}={saved!r}, this one has {option}={asked!r}: its "
+                "answers will be others",
+                stacklevel=3,
+            )
+
+
 def create_model(
     name: str,
     pretrained: bool = False,
@@ -141,6 +160,7 @@ def create_model(
         load_checkpoint(model, weights, new_classifier="num_classes" in overrides or features_only)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}{_recorded(checkpoint, overrides)}") from error
+    _warn_of_another_network(checkpoint, overrides)
     if not features_only:
         return model
     overlay = {**(overrides.pop("pretrained_cfg_overlay", None) or {}), "state_dict": model.state_dict()}

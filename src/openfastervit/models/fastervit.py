@@ -33,11 +33,12 @@ from openfastervit.layers import (
 )
 from openfastervit.layers.carriers import CarrierPooling
 from openfastervit.layers.conv import MIN_SIZE, check_images
+from openfastervit.layers.hat import check_carrier_options
 from openfastervit.layers.recompute import recompute
 from openfastervit.layers.windows import window_counts
 from openfastervit.models import timm_compat
 from openfastervit.models.checkpoints import convert_state_dict
-from openfastervit.models.designs import DESIGNS, AttentionDesign, StageOptions, stage_designs
+from openfastervit.models.designs import DESIGNS, AttentionDesign, StageOptions, check_heard, stage_designs
 from openfastervit.models.pretrained import read_pretrained
 
 GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
@@ -122,7 +123,7 @@ class FasterViT(nn.Module):
             of its rivals, with the same depths, widths and MLPs: ``"window"`` (no carriers), ``"shifted-window"``
             (Swin), ``"twins"``, ``"edgevit"``, ``"global"``.
         carrier_levels, carrier_pooling, mask_padding, without: As ``HierarchicalAttention`` takes them, for the stages
-            that have it. Defaults are the released network.
+            that have it ("hat" and "window"). Defaults are the released network.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
         drop_rate: Dropout before the classifier.
         num_classes: Classes, or 0 for no classifier.
@@ -192,6 +193,8 @@ class FasterViT(nn.Module):
         if hierarchical[0] or hierarchical[1]:
             raise ValueError(f"hierarchical={tuple(hierarchical)}: stages 0 and 1 are convolutional, set them to False")
         designs = stage_designs(attention)
+        check_carrier_options(carrier_levels, carrier_pooling, mask_padding, without)
+        check_heard(designs, tuple(hierarchical[2:]), carrier_levels, carrier_pooling, mask_padding, without)
         self.img_size = _image_size(img_size)
         self.num_classes = num_classes
         self.in_chans = in_chans

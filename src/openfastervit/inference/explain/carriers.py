@@ -105,6 +105,10 @@ def carrier_attention(model: nn.Module, images: Tensor) -> tuple[CarrierAttentio
             'without=("carrier_attention",): the carriers of this network do not attend to one another, so there is '
             "nothing to show; take a network that has carrier attention"
         )
+    if not any(stage.carrier_size for _, stage, _ in seen):
+        raise NothingToShowError(
+            "the network has no carrier tokens: none of its stages has hierarchical attention; take one that has"
+        )
     raise NothingToShowError(
         f"the network uses no carrier tokens on images of {image_size[0]} x {image_size[1]}: no stage is both "
         "hierarchical and larger than one window; take larger images or a network with hierarchical stages"
