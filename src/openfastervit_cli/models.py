@@ -37,19 +37,26 @@ def list_models(pattern: str = "*") -> int:
     return 0
 
 
-def info(name: str, *, img_size: list[int] | None = None, windows: Literal["pad", "fit"] = "pad") -> int:
+def info(
+    name: str,
+    *,
+    img_size: list[int] | None = None,
+    windows: Literal["pad", "fit"] = "pad",
+    model_options: dict[str, Any] | None = None,
+) -> int:
     """Show a network: its stages, what it costs at an image size, the licence of its weights.
 
     Args:
         name: Of the network; the released names (faster_vit_0_224) work too.
         img_size: Side, or height and width; by default the size it was trained at.
         windows: Keep the trained windows and pad the maps, or fit the windows to the maps.
+        model_options: Of the network, as ``--model-options.attention twins`` or ``--model-options.carrier_levels 2``.
     """
     from openfastervit.benchmarking import summarise
     from openfastervit.models.factory import resolve_name
     from openfastervit.models.fastervit import ALIASES
 
-    model = _on_meta(name)
+    model = _on_meta(name, **(model_options or {}))
     model.set_input_size(None if img_size is None else img_size[0] if len(img_size) == 1 else img_size, windows=windows)
     height, width = model.img_size
     summary = summarise(model, height, width)
@@ -92,14 +99,14 @@ def _short(count: int) -> str:
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _on_meta(name: str) -> "FasterViT":
+def _on_meta(name: str, **options: Any) -> "FasterViT":
     """A network without storage for its weights."""
     import torch
 
     import openfastervit
 
     with torch.device("meta"):
-        model = openfastervit.create_model(name)
+        model = openfastervit.create_model(name, **options)
     assert isinstance(model, openfastervit.FasterViT)
     return model
 

@@ -93,6 +93,16 @@ def test_info_fits_windows(fastervit: Run):
     assert (h * n_h, w * n_w) == (30, 40)
 
 
+def test_info_of_other_options(fastervit: Run):
+    """A design without carriers, one without windows, and one that is not there."""
+    twins = table(fastervit("info", "fastervit_0", "--model-options.attention", "twins").out)["stage 2"]
+    assert "7x7" in twins
+    assert "4x4" not in twins
+    edgevit = table(fastervit("info", "fastervit_0", "--model-options.attention", "edgevit").out)["stage 2"]
+    assert "7x7" not in edgevit
+    assert "swin" in fastervit("info", "fastervit_0", "--model-options.attention", "swin").err
+
+
 @pytest.mark.parametrize("alias", ["faster_vit_0_224", "faster_vit_4_21k_384_any_res"])
 def test_info_takes_the_released_names(fastervit: Run, alias: str):
     outcome = fastervit("info", alias)

@@ -51,3 +51,22 @@ def test_training_loop() -> None:
         assert row["workers"] == run["workers"]
         assert row["recipe"] == f"`{run['recipe']}`"
     assert any(run["cores"] and run["processor"] for run in measured)
+
+
+@pytest.mark.parametrize("study", ["attention_designs", "hat_parts", "plug_and_play"])
+def test_studies_that_train(study: str) -> None:
+    measured = {row["variant"]: row for row in rows_of(f"{study}_cpu.csv")}
+    told = {row["variant"]: row for row in table_after(f"studies/results/{study}_cpu.csv")}
+    assert list(told) == list(measured)
+    for name, row in told.items():
+        run = measured[name]
+        assert row["top-1, each seed"].split(", ") == run["top1_each_seed"].split()
+        assert row["mean"] == run["top1"]
+        assert row["verdict"] == (f"{run['verdict']} ({run['compared_with']})" if run["compared_with"] else "")
+        assert row["multiply-adds"] == f"{int(run['multiply_adds_in_64']) / 1e6:.1f} M"
+        assert row["parameters"] == f"{int(run['parameters']) / 1e6:.2f} M"
+        if study == "attention_designs":
+            assert row["images/s"] == f"{float(run['images_per_second']):.0f}"
+            assert row["as fastervit_0"] == f"{float(run['fastervit_0_images_per_second']):.1f}"
+        assert (run["scale"], run["failed"]) == ("cpu", "")
+        assert len(run["seeds"].split()) >= 2

@@ -60,7 +60,7 @@ def test_attention_that_is_not_folded(name):
 @pytest.mark.parametrize("name", QUICK)
 def test_sizes_and_batches(name, size, batch_size):
     """Windows of stage 3 have as many tokens as there are heads: OpenVINO has mistaken one axis for the other."""
-    network = lively(SCALED if size == (64, 64) else HAT, window_sizes=(7, 7, 7, 2))
+    network = lively(SCALED if size == (64, 64) else HAT, depths=(1, 1, 1, 1), window_sizes=(7, 7, 7, 2))
     engine = create_engine(network, name, Settings(size=size, batch_size=batch_size))
     x = images(*size, batch=2)
     assert difference(engine(x), plain(network, x)) < 1e-5
@@ -77,7 +77,7 @@ def test_lower_precision_is_near(name, precision):
         with pytest.raises(EngineError, match=r"has no precision.*fp32"):
             create_engine(tiny(), name, Settings(size=(96, 128), precision=precision))
         return
-    network, x = tiny(GLOBAL), images(96, 128, batch=3)
+    network, x = tiny(GLOBAL, depths=(1, 1, 1, 1)), images(96, 128, batch=3)
     settings = Settings(size=(96, 128), precision=precision)
     if name == "openvino" and precision.upper() not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(EngineError, match=f"no {precision} arithmetic"):
@@ -92,7 +92,7 @@ def test_lower_precision_is_near(name, precision):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_the_network_is_left_as_it_was(name):
-    network = tiny().train()
+    network = tiny(depths=(1, 1, 1, 1)).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     engine = create_engine(network, name, Settings(size=(64, 64)))
     engine(images(64, 64))
@@ -115,7 +115,7 @@ def test_networks_of_timms(name, peer):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_what_is_no_batch_is_named(name):
-    engine = create_engine(tiny(), name, Settings(size=(64, 96)))
+    engine = create_engine(tiny(depths=(1, 1, 1, 1)), name, Settings(size=(64, 96)))
     for wrong in (images(96, 64), images(64, 96, channels=1), images(64, 96)[0], images(64, 96)[:0]):
         with pytest.raises(ValueError, match=rf"{name}.*\(B, 3, 64, 96\), got \[{', '.join(map(str, wrong.shape))}\]"):
             engine(wrong)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import onnx_ir
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -32,9 +33,9 @@ def plain(network: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_one_size(name: str) -> None:
-    network = lively(name, dim=49, num_heads=(1, 1, 4, 8), depths=(1, 1, 1, 1))
+def test_one_size() -> None:
+    """With heads of 49 channels; ``test_engines`` has the other kinds of networks."""
+    network = lively(SCALED, dim=49, num_heads=(1, 1, 4, 8), depths=(1, 1, 1, 1))
     engine = create_engine(network, "onnxruntime", Settings((100, 160)))
     assert (engine.name, engine.precision, engine.device.type) == ("onnxruntime", "fp32", "cpu")
     for batch in (1, 3):
@@ -45,13 +46,9 @@ def test_one_size(name: str) -> None:
     engine.close()
 
 
+@pytest.mark.slow  # test_export has one such graph
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        (SCALED, {}),
-        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in KINDS if name != SCALED),
-        pytest.param(SCALED, {"carrier_pooling": "aligned"}, marks=pytest.mark.slow),
-    ],
+    ("name", "options"), [*((name, {}) for name in KINDS), (SCALED, {"carrier_pooling": "aligned"})]
 )
 def test_any_size(name: str, options: dict[str, Any]) -> None:
     """One graph: whole windows, padded ones, oblong, and a single one, where the network has no carriers."""
@@ -76,9 +73,8 @@ PEERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [PEERS[0], PEERS[1], *(pytest.param(*peer, marks=pytest.mark.slow) for peer in PEERS[2:])]
-)
+@pytest.mark.slow  # test_engines and test_export have networks of convolutions
+@pytest.mark.parametrize(("name", "options"), PEERS)
 def test_timms_networks(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=7, **options).eval()
@@ -141,11 +137,8 @@ def test_refusals() -> None:
         create_engine(network, "onnxruntime", Settings((64, 96), "bf16"))
 
 
-def test_a_device_it_does_not_run_on() -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("it runs on GPUs here")
+def test_a_device_it_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match="install onnxruntime-gpu"):
         OnnxRuntimeEngine(b"", device="cuda")
 
