@@ -12,7 +12,8 @@ and where memory does not suffice its row says so. Larger images yet are counted
 With ``--runs``, the networks that ``studies.attention_designs`` left there are judged on images of many sizes, on the
 validation images of ``--data``.
 
-The tables and the plot are written after each size.
+The tables and the plot are written after each size. A command that was interrupted goes on when it is given again:
+what it measured is not measured again.
 """
 
 import argparse
@@ -31,15 +32,15 @@ from openfastervit.benchmarking.measure import Plan, measure
 from openfastervit.benchmarking.memory import available_bytes
 from openfastervit.benchmarking.worker import Machine
 from openfastervit.inference.engines import Precision
-from studies.common.table import write_table
+from studies.common.table import read_table, write_table
 from studies.resolution import formula
 from studies.resolution.designs import DESIGNS, FOLDED, FORMULA, network_options
 from studies.resolution.fit import fits
 from studies.resolution.judge import judge
 from studies.resolution.plot import draw
 
-SIDES = (224, 448, 896, 1344, 2048, 2560)
-COUNTED = (4096, 8192)
+SIDES = (224, 448, 896, 1344, 2048)
+COUNTED = (2560, 4096, 8192)
 """Sides for which multiply-adds are counted and nothing is run."""
 
 
@@ -91,10 +92,14 @@ def main(arguments: list[str] | None = None) -> int:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "results.csv"
-    lines: list[dict[str, Any]] = []
+    lines = _measured(table, facts)
     for side in scale.sides:
         print(f"== {side} x {side}", file=sys.stderr, flush=True)
         for engine, designs in ENGINES.items():  # one after the other: full attention fills the memory on each
+            if {(str(side), engine, design) for design in designs} <= {
+                (str(line["side"]), line["engine"], line["attention"]) for line in lines
+            }:
+                continue
             cases = [_case(design, side, scale, engine) for design in designs]
             by_design = {row.model: row for rows in measure(cases, machine, scale.plan) for row in rows}
             lines += [{**_line(by_design[case.model], case), **facts} for case in cases]
@@ -109,6 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.runs is not None:
         print(judge(options.runs, options.data / "val", options.out, facts, smoke=options.scale == "smoke"))
     return 0
+
+
+def _measured(table: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What this command measured before it was interrupted, with these versions on this hardware."""
+    if not table.exists():
+        return []
+    rows = [row for row in read_table(table) if row["engine"]]
+    return [dict(row) for row in rows if all(row.get(name) == str(value) for name, value in facts.items())]
 
 
 def _write(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:

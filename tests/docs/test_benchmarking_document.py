@@ -48,23 +48,43 @@ def test_what_is_concluded() -> None:
             assert all(float(rows[peer, precision]["top1_published"]) > float(ours["top1_published"]) for peer in peers)
 
 
+def table_after(marker: str) -> list[list[str]]:
+    """The cells of the table that follows a comment, without its head."""
+    lines = TEXT.partition(f"<!-- {marker} -->")[2].lstrip().split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def results(name: str) -> list[dict[str, str]]:
+    with (REPOSITORY / "studies" / "results" / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def test_as_images_grow() -> None:
-    with (REPOSITORY / "studies" / "results" / "resolution_cpu.csv").open(newline="", encoding="utf-8") as file:
-        rows = {(row["side"], row["attention"]): row for row in csv.DictReader(file)}
-    after = TEXT.partition("<!-- studies/results/resolution_cpu.csv -->")[2].lstrip().split("\n\n")[0].splitlines()
-    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in after[2:]]
-    assert [line[0] for line in told] == list(dict.fromkeys(side for side, _ in rows))
+    rows = results("resolution_cpu.csv")
+    designs = list(dict.fromkeys(row["attention"] for row in rows if row["engine"] == "torch-eager"))
+    by = {(row["side"], row["engine"], row["attention"]): row for row in rows}
+    columns = [("torch-folded", name) for name in ("hat", "window", "global")]
+    columns += [("torch-eager", name) for name in designs]
+    told = table_after("studies/results/resolution_cpu.csv: ms a megapixel")
+    assert [line[0] for line in told] == list(dict.fromkeys(row["side"] for row in rows if row["engine"]))
     for side, *cells in told:
-        columns = [(kind, "ms_per_megapixel") for kind in ("hierarchical", "windowed", "full")]
-        columns += [(kind, "memory_mb") for kind in ("hierarchical", "full")]
-        for cell, (kind, column) in zip(cells, columns, strict=False):
-            value = rows[side, kind][column]
-            assert cell == (f"{float(value):.0f}" if value else "out of memory")
-            assert bool(value) == (rows[side, kind]["status"] == "ok")
-        counted = [int(rows[side, kind]["multiply_adds_per_pixel"]) for kind in ("hierarchical", "windowed", "full")]
-        assert cells[5:] == [f"{count / 1e3:.1f}" for count in counted]
-    assert all(row["multiply_adds"] == row["formula_multiply_adds"] for row in rows.values())
-    times = {key: float(row["ms_per_image"]) for key, row in rows.items() if row["ms_per_image"]}
-    assert round(times["1344", "full"] / times["1344", "hierarchical"], 1) == 3.3
-    more = [times[side, "hierarchical"] / times[side, "windowed"] for side, kind in times if kind == "windowed"]
-    assert 1.03 < min(more) < max(more) < 1.1
+        for cell, (engine, design) in zip(cells, columns, strict=True):
+            row = by[side, engine, design]
+            if row["status"] == "ok":
+                assert cell == f"{float(row['ms_per_megapixel']):.0f}"
+            else:
+                assert row["status"].startswith(cell)
+    told = table_after("studies/results/resolution_cpu.csv: thousand multiply-adds a pixel")
+    counts = {(row["side"], row["attention"]): int(row["multiply_adds_per_pixel"]) for row in rows}
+    assert [line[0] for line in told] == list(dict.fromkeys(row["side"] for row in rows))
+    for side, *cells in told:
+        assert cells == [f"{counts[side, design] / 1e3:.1f}" for design in designs]
+    assert all(row["multiply_adds"] == row["formula_multiply_adds"] for row in rows if row["formula_multiply_adds"])
+    assert {row["scale"] for row in rows} == {"cpu"}
+
+
+def test_exponents() -> None:
+    told = table_after("studies/results/resolution_fits_cpu.csv")
+    fits = results("resolution_fits_cpu.csv")
+    names = ("exponent_of_time", "exponent_of_memory", "exponent_of_multiply_adds", "hat_faster_from_side")
+    assert told == [[row["attention"], row["engine"], *(row[name] for name in names)] for row in fits]

@@ -87,6 +87,10 @@ def test_it_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Image.open(tmp_path / "results.png") as plot:
         assert plot.width > 800
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fits.csv", "results.csv", "results.png"]
+    before = (tmp_path / "results.csv").read_bytes()
+    monkeypatch.setattr(study, "measure", None)  # what was measured is not measured again
+    assert study.main(["--scale", "smoke", "--out", str(tmp_path), "--threads", "1"]) == 0
+    assert (tmp_path / "results.csv").read_bytes() == before
 
 
 def test_what_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
