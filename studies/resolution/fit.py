@@ -53,10 +53,20 @@ def fits(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row[f"points_of_{cost}"] = len(points)
         measured = [int(line["side"]) for line in own if line["ms_per_image"] not in ("", None)]
         row["largest_side"] = max(measured, default="")
-        found = crossover(_times(lines, engine, "hat"), _times(lines, engine, design)) if design != "hat" else None
-        row["hat_faster_from_side"] = "" if found is None else f"{found:.0f}"
+        row["hat_faster_from_side"] = (
+            "" if design == "hat" else _told(*(_times(lines, engine, n) for n in ("hat", design)))
+        )
         rows.append(row)
     return rows
+
+
+def _told(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Where ours costs less: a side, ``"<=224"`` if at all from 224 on, empty if not at the largest."""
+    sides = ours.keys() & theirs.keys()
+    if sides and all(ours[side] < theirs[side] for side in sides):
+        return f"<={min(sides)}"
+    found = crossover(ours, theirs)
+    return "" if found is None else f"{found:.0f}"
 
 
 def _times(lines: Sequence[Mapping[str, Any]], engine: str, design: str) -> dict[int, float]:

@@ -135,6 +135,8 @@ def test_exponents_and_crossovers_of_known_costs() -> None:
     assert (ours["exponent_of_time"], theirs["exponent_of_time"]) == ("1.000", "2.000")
     assert (ours["hat_faster_from_side"], theirs["hat_faster_from_side"]) == ("", "1000")
     assert ours["exponent_of_memory"] == ""
+    dearer = [{**line, "ms_per_image": 2 * linear[line["side"]]} for line in lines if line["attention"] == "global"]
+    assert fits([*lines[::2], *dearer])[1]["hat_faster_from_side"] == "<=448"
 
 
 def test_two_levels_of_carriers_cost_less_as_images_grow() -> None:

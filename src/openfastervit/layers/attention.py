@@ -31,11 +31,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """Queries, keys and values: ``(B, N, C) -> (3, B, heads, N, head_dim)``."""
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values: ``(B, N, C)`` to three of ``(B, heads, N, head_dim)``."""
         batch, tokens, channels = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, channels // self.num_heads)
-        return qkv.permute(2, 0, 3, 1, 4)
+        # Five axes would do as well, but OpenVINO mixes up tokens and heads there where these are equally many.
+        qkv = self.qkv(x).view(batch, tokens, 3 * self.num_heads, channels // self.num_heads)
+        return qkv.transpose(1, 2).chunk(3, dim=1)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``(B, N, C) -> (B, N, C)`` with a bias ``(heads, N, N)``.
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         Or with one ``(n, 1 or heads, 1 or N, N)``, where ``n`` divides ``B``: sequence ``b`` takes row ``b % n``.
         """
         batch, tokens, channels = x.shape
-        q, k, v = self._heads(x).unbind(0)
+        q, k, v = self._heads(x)
         mask: Tensor | None = None
         if bias is not None:
             mask = _for_each(bias, batch).to(q.dtype)
@@ -53,7 +54,7 @@ class Attention(nn.Module):
     @torch.jit.unused
     def weights(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention ``forward`` pays: ``(B, heads, N, N)``, rows (queries) summing to 1. For looking at."""
-        q, k, _ = self._heads(x).float().unbind(0)
+        q, k, _ = (part.float() for part in self._heads(x))
         logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         if bias is not None:
             logits = logits + _for_each(bias, len(x)).float()
