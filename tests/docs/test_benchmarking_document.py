@@ -88,3 +88,19 @@ def test_exponents() -> None:
     fits = results("resolution_fits_cpu.csv")
     names = ("exponent_of_time", "exponent_of_memory", "exponent_of_multiply_adds", "hat_faster_from_side")
     assert told == [[row["attention"], row["engine"], *(row[name] for name in names)] for row in fits]
+
+
+def test_accuracy_at_other_sizes() -> None:
+    rows = results("resolution_accuracy_cpu.csv")
+    top1 = {(row["side"], row["attention"]): row["top1"] for row in rows}
+    designs = ("hat", "window", "shifted-window", "twins", "edgevit", "global")
+    told = table_after("studies/results/resolution_accuracy_cpu.csv")
+    assert [line[0] for line in told] == list(dict.fromkeys(row["side"] for row in rows))
+    assert all(cells == [top1[side, design] for design in designs] for side, *cells in told)
+    assert len(top1) == len(rows), "one seed"
+    lost = {design: float(top1["128", design]) - float(top1["224", design]) for design in designs}
+    assert max(lost, key=lambda design: lost[design]) == "hat"
+    assert min(lost, key=lambda design: lost[design]) == "global"
+    assert (round(lost["hat"]), round(lost["global"])) == (14, 8)
+    for design in designs:
+        assert top1["160", design] == max(value for (_, name), value in top1.items() if name == design)
