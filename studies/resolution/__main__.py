@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     _write(options.out, lines)
     print(f"{table}, {table.with_name(FITS)} and {table.with_suffix('.png')}")
     if options.runs is not None:
+        facts["command"] += " --runs RUNS --data DATA"
         print(judge(options.runs, options.data / "val", options.out, facts, smoke=options.scale == "smoke"))
     return 0
 
