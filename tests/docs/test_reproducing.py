@@ -53,7 +53,7 @@ def test_training_loop() -> None:
     assert any(run["cores"] and run["processor"] for run in measured)
 
 
-@pytest.mark.parametrize("study", ["attention_designs", "hat_parts"])
+@pytest.mark.parametrize("study", ["attention_designs", "hat_parts", "plug_and_play"])
 def test_studies_that_train(study: str) -> None:
     measured = {row["variant"]: row for row in rows_of(f"{study}_cpu.csv")}
     told = {row["variant"]: row for row in table_after(f"studies/results/{study}_cpu.csv")}
