@@ -8,7 +8,7 @@ from typing import Any
 
 from openfastervit.layers import HierarchicalAttention
 
-_missing: ModuleNotFoundError | None = None
+_missing: ImportError | None = None
 try:
     from openfastervit.models import (
         CheckpointError,
@@ -19,8 +19,8 @@ try:
         load_checkpoint,
         save_checkpoint,
     )
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] == "openfastervit":
+except ImportError as error:  # kept, and raised when a network is asked for
+    if (error.name or "").partition(".")[0] == "openfastervit":
         raise
     _missing = error
 
@@ -41,5 +41,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if _missing is not None and name in __all__:
-        raise ImportError(f"openfastervit.{name} needs {_missing.name}, which is not installed") from _missing
+        raise ImportError(f"openfastervit.{name} needs {_missing.name or 'more'}, which is not installed") from _missing
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
