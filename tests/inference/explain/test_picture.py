@@ -56,7 +56,7 @@ def test_one_image_gives_one_picture():
 @pytest.mark.parametrize(
     ("options", "carriers", "windows"),
     [
-        ({"hierarchical": (False,) * 4}, "no carrier tokens on images of 128 x 128", ""),
+        ({"hierarchical": (False,) * 4}, "the network has no carrier tokens", ""),
         ({"without": ("carrier_attention",)}, "do not attend to one another", ""),
         ({"attention": ("global", "twins")}, "no carrier tokens", "no stage of the network attends inside windows"),
     ],
