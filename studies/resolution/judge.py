@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
 from openfastervit.inference import load_classifier
+from studies.common.outcome import RESULT
 from studies.common.table import write_table
 from studies.imagenette.networks import IMAGE_SIZE
 
@@ -22,10 +23,10 @@ BATCH = 64
 
 
 def judge(runs: Path, images: Path, out: Path, facts: Mapping[str, Any], *, smoke: bool) -> Path:
-    """Top-1 of the best checkpoint of each run at each size; images are scaled to it, and cut to a square.
+    """Top-1 of the network that each run left at each size; images are scaled to it, and cut to a square.
 
     Args:
-        runs: Folders ``DESIGN-seedN`` with a ``best.safetensors``.
+        runs: Folders ``DESIGN-seedN`` with what a run left.
         images: A folder of images, a folder a class.
         out: Where the table goes.
         facts: Of the machine and the command; in each row.
@@ -34,9 +35,9 @@ def judge(runs: Path, images: Path, out: Path, facts: Mapping[str, Any], *, smok
     Raises:
         ValueError: If there is no run, or a network's classes are not the folders.
     """
-    found = sorted(runs.glob("*-seed*/best.safetensors"))
+    found = sorted(runs.glob(f"*-seed*/{RESULT}"))
     if not found:
-        raise ValueError(f"--runs {runs}: no run in it has a best.safetensors; studies.attention_designs leaves them")
+        raise ValueError(f"--runs {runs}: no run in it has a {RESULT}; studies.attention_designs leaves them")
     rows: list[dict[str, Any]] = []
     for checkpoint in found:
         design, _, seed = checkpoint.parent.name.rpartition("-seed")

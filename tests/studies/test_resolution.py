@@ -161,7 +161,7 @@ def test_networks_are_judged_at_other_sizes(tmp_path: Path, monkeypatch: pytest.
     model = tiny(num_classes=2).eval()
     for seed in (0, 1):
         metadata = {"classes": ["cat", "dog"], "input": {"size": [3, 64, 64]}}
-        openfastervit.save_checkpoint(model, tmp_path / f"runs/hat-seed{seed}/best.safetensors", metadata=metadata)
+        openfastervit.save_checkpoint(model, tmp_path / f"runs/hat-seed{seed}/last.safetensors", metadata=metadata)
     pixels = torch.randint(0, 256, (6, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = [0, 0, 0, 1, 1, 1]
     for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
@@ -179,5 +179,5 @@ def test_networks_are_judged_at_other_sizes(tmp_path: Path, monkeypatch: pytest.
         said = model(((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)).argmax(1).tolist()
     right = sum(one == other for one, other in zip(said, labels, strict=True))
     assert rows[0]["top1"] == f"{100 * right / 6:.2f}"
-    with pytest.raises(ValueError, match="no run in it has a best"):
+    with pytest.raises(ValueError, match="no run in it has a last"):
         judge(tmp_path / "val", tmp_path / "val", tmp_path, {}, smoke=True)

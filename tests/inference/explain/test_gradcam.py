@@ -1,5 +1,6 @@
 import pytest
 import torch
+from captum import attr as captum
 from torch import Tensor, nn
 
 from openfastervit.inference.explain import GradCam, grad_cam
@@ -10,7 +11,6 @@ from tests.networks import KINDS, images, tiny
 @pytest.mark.parametrize("attention", ["hat", "window", "shifted-window", "twins", "edgevit", "global"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_agrees_with_captum(attention, stage):
-    captum = pytest.importorskip("captum.attr")
     model = tiny(**WINDOWED, attention=attention).eval()
     x = images(128, 96)
     speaking = False
