@@ -69,8 +69,11 @@ def info(
     print(f"also called    {', '.join(alias for alias, network in ALIASES.items() if network == architecture)}")
     print(f"parameters     {summary.parameters:,}")
     print(f"multiply-adds  {summary.multiply_adds:,} for one image")
-    print(f"weights        {cfg.get('hf_hub_filename')} of {cfg.get('hf_hub_id')}")
-    print(f"their licence  {cfg.get('license')}")
+    if model_options:
+        print("weights        none were released with other options")
+    else:
+        print(f"weights        {cfg.get('hf_hub_filename')} of {cfg.get('hf_hub_id')}")
+        print(f"their licence  {cfg.get('license')}")
     print("code licence   Apache-2.0, which does not cover the weights")
     return 0
 

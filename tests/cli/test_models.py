@@ -95,7 +95,9 @@ def test_info_fits_windows(fastervit: Run):
 
 def test_info_of_other_options(fastervit: Run):
     """A design without carriers, one without windows, and one that is not there."""
-    twins = table(fastervit("info", "fastervit_0", "--model-options.attention", "twins").out)["stage 2"]
+    out = fastervit("info", "fastervit_0", "--model-options.attention", "twins").out
+    assert "weights        none were released" in out
+    twins = table(out)["stage 2"]
     assert "7x7" in twins
     assert "4x4" not in twins
     edgevit = table(fastervit("info", "fastervit_0", "--model-options.attention", "edgevit").out)["stage 2"]

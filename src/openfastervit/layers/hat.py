@@ -241,7 +241,7 @@ class HierarchicalAttention(TokenMixer):
         self.carrier_pooling = carrier_pooling
         self.mask_padding = mask_padding
         self.without = left_out(without)
-        self.set_window_size(window_pair(window_size))
+        self.set_window_size(self.window_size)
         self.carrier_init: CarrierInitialiser | None = None
         self.super_init: CarrierInitialiser | None = None
         if hierarchical:
