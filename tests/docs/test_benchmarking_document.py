@@ -104,3 +104,29 @@ def test_accuracy_at_other_sizes() -> None:
     assert (round(lost["hat"]), round(lost["global"])) == (14, 8)
     for design in designs:
         assert top1["160", design] == max(value for (_, name), value in top1.items() if name == design)
+
+
+def test_what_is_said_of_growing_images() -> None:
+    """Each sentence below the tables, against the rows."""
+    rows = results("resolution_cpu.csv")
+    time = {(r["engine"], r["attention"], r["side"]): float(r["ms_per_image"]) for r in rows if r["ms_per_image"]}
+    count = {(row["attention"], int(row["side"])): int(row["multiply_adds"]) for row in rows}
+    sides = [row["side"] for row in rows if row["engine"] == "torch-eager" and row["attention"] == "hat"]
+    assert time["torch-folded", "hat", "224"] > time["torch-folded", "global", "224"]
+    assert time["torch-folded", "hat", "448"] < time["torch-folded", "global", "448"]
+    assert time["torch-eager", "hat", "224"] < time["torch-eager", "global", "224"]
+    assert ("torch-folded", "global", "2048") not in time
+    for design in ("window", "shifted-window", "edgevit"):
+        assert all(time["torch-eager", design, side] < time["torch-eager", "hat", side] for side in sides)
+    dearer = {
+        design: min(side for name, side in count if name == design and count[design, side] > count["hat", side])
+        for design in ("edgevit", "twins")
+    }
+    assert dearer == {"edgevit": 2560, "twins": 896}
+    growth = {d: count[d, 8192] / count[d, 2048] / 16 for d in ("hat", "hat-2-levels")}
+    assert 1.15 < growth["hat"] < 1.25, "a fifth more"
+    assert round(100 * (1 - growth["hat-2-levels"])) == 6
+    saved = 1 - time["torch-eager", "hat-2-levels", "2048"] / time["torch-eager", "hat", "2048"]
+    assert round(100 * saved) == 12
+    for side in ("224", "448", "896"):
+        assert time["torch-eager", "hat-2-levels", side] > time["torch-eager", "hat", side]

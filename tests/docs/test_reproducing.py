@@ -70,3 +70,22 @@ def test_studies_that_train(study: str) -> None:
             assert row["as fastervit_0"] == f"{float(run['fastervit_0_images_per_second']):.1f}"
         assert (run["scale"], run["failed"]) == ("cpu", "")
         assert len(run["seeds"].split()) >= 2
+
+
+def test_what_the_table_says_of_the_studies() -> None:
+    """Figures and verdicts of the rows, against the committed results."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    fits = {(row["engine"], row["attention"]): row["exponent_of_time"] for row in rows_of("resolution_fits_cpu.csv")}
+    ours, full = ([f"{float(fits[e, d]):.2f}" for e in ("torch-folded", "torch-eager")] for d in ("hat", "global"))
+    assert f"power {ours[0]} folded, {ours[1]} eager; {full[0]} and {full[1]} for full attention" in text
+    for study in ("attention_designs", "hat_parts"):
+        assert {row["verdict"] for row in rows_of(f"{study}_cpu.csv")} == {"", "no difference seen"}
+    swin, hat = rows_of("plug_and_play_cpu.csv")
+    assert hat["verdict"] == "better"
+    told = re.findall(r"better by ([\d.]+) points", text)
+    assert [float(points) for points in told] == [pytest.approx(float(hat["difference"]), abs=0.051)]
+    assert round(int(hat["multiply_adds_in_64"]) / int(swin["multiply_adds_in_64"]), 1) == 1.5
+    speed = {
+        row["variant"]: float(row["fastervit_0_images_per_second"]) for row in rows_of("attention_designs_cpu.csv")
+    }
+    assert [name for name, value in speed.items() if value < speed["hat"]] == ["global"]
