@@ -217,7 +217,7 @@ def test_what_cannot_be_read_gives_way_in_training_alone() -> None:
         assert sample.image.shape == (3, 32, 32)
         index = int(sample.name.removesuffix(".jpg"))
         assert index not in source.broken
-        assert sample.label == source.labels[index]
+        assert sample.target == source.labels[index]
         assert sample.unreadable[0] == ("4.jpg", "the file is empty")
         assert {int(name.removesuffix(".jpg")) for name, _ in sample.unreadable} <= source.broken
         assert training[Place(4, 0, position)].name == sample.name

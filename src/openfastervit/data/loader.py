@@ -12,7 +12,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Sample(NamedTuple):
 
     image: Any
     """What the transform made of it; None where no image could be read."""
-    label: int
+    target: Any
+    """What is to be learned of it: a label, boxes, a map of labels; None where no image could be read."""
     name: str
     unreadable: tuple[Unreadable, ...] = ()
 
@@ -55,40 +56,106 @@ SUBSTITUTES = 10
 """How many other images are tried in place of one that cannot be read, in training."""
 
 
-class LabelledImages(Dataset[Sample]):
-    """Images of a source, transformed; indexed by ``Place``.
+class ByPosition(Protocol):
+    """Images that can be asked for one by one; what a source of any task has."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a person calls the image."""
+
+    def open(self, index: int) -> Image.Image:
+        """The image, decoded.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+
+
+class PlacedImages(Dataset[Sample]):
+    """Images of a source, made ready for a network; indexed by ``Place``.
 
     In training an unreadable image gives way to another one, drawn by the place's own random numbers, so that steps
-    keep their size; in evaluation it is left out. Both are told in the sample.
+    keep their size; in evaluation it is left out. Both are told in the sample. Subclasses say how one image is read.
     """
 
-    def __init__(
-        self, source: Source, transform: Callable[[Image.Image], Any], *, seed: int = 0, training: bool
-    ) -> None:
+    def __init__(self, source: ByPosition, *, seed: int = 0, training: bool) -> None:
         self.source = source
-        self.transform = transform
         self.seed = seed
         self.training = training
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def read(self, index: int) -> tuple[Any, Any]:
+        """An image, made ready, and what is to be learned of it.
+
+        Raises:
+            ImageError: If either cannot be read.
+        """
+        raise NotImplementedError
+
     def __getitem__(self, place: Place) -> Sample:
         with _seeded(self.seed, place.epoch, place.position):
-            return self._read(place.index)
+            return self._sample(place.index)
 
-    def _read(self, index: int) -> Sample:
+    def _sample(self, index: int) -> Sample:
         unreadable: list[Unreadable] = []
         for _ in range(1 + (SUBSTITUTES if self.training else 0)):
-            name, label = self.source.name(index), int(self.source.labels[index])
+            name = self.source.name(index)
             try:
-                image = self.source.open(index)
+                image, target = self.read(index)
             except ImageError as error:
                 unreadable.append(Unreadable(name, str(error)))
                 index = random.randrange(len(self.source))
                 continue
-            return Sample(self.transform(image), label, name, tuple(unreadable))
-        return Sample(None, label, name, tuple(unreadable))
+            return Sample(image, target, name, tuple(unreadable))
+        return Sample(None, None, name, tuple(unreadable))
+
+
+class LabelledImages(PlacedImages):
+    """Images with a label each."""
+
+    source: Source
+
+    def __init__(
+        self, source: Source, transform: Callable[[Image.Image], Any], *, seed: int = 0, training: bool
+    ) -> None:
+        super().__init__(source, seed=seed, training=training)
+        self.transform = transform
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """The transformed image and its label."""
+        label = int(self.source.labels[index])
+        return self.transform(self.source.open(index)), label
+
+
+class AnnotatedImages(PlacedImages):
+    """Images whose targets change with them: boxes, masks, maps of labels.
+
+    Args:
+        source: The images.
+        annotation: What is known of an image, by its position.
+        transform: From both to what the network and its loss take.
+        seed: Of augmentation.
+        training: Whether an unreadable image gives way to another one.
+    """
+
+    def __init__(
+        self,
+        source: ByPosition,
+        annotation: Callable[[int], Any],
+        transform: Callable[[Image.Image, Any], tuple[Any, Any]],
+        *,
+        seed: int = 0,
+        training: bool,
+    ) -> None:
+        super().__init__(source, seed=seed, training=training)
+        self.annotation, self.transform = annotation, transform
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        """The image and its target, transformed together."""
+        return self.transform(self.source.open(index), self.annotation(index))
 
 
 def seed_everything(*numbers: int | str) -> None:
@@ -189,7 +256,7 @@ class EvaluationOrder(Sampler[list[Place]]):
 
 
 def create_loader(
-    images: LabelledImages,
+    images: PlacedImages,
     order: TrainingOrder | EvaluationOrder,
     collate: Callable[[Sequence[Sample]], Any],
     *,

@@ -5,11 +5,12 @@ from typing import Any, TypeVar
 
 from timm.layers import ClassifierHead, SelectAdaptivePool2d, register_notrace_function, register_notrace_module
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model_in_modules, register_model
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from timm.models._registry import register_model_deprecations
 from torch import Tensor, nn
 
 __all__ = [
+    "FeatureGetterNet",
     "build_model_with_cfg",
     "construction",
     "feature_take_indices",
