@@ -11,7 +11,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from openfastervit.data.images import ImageMode
-from openfastervit.data.loader import LabelledImages, Sample
+from openfastervit.data.loader import LabelledImages, PlacedImages, Sample
 from openfastervit.data.sources import open_train_val
 from openfastervit.data.transforms import create_training_transform
 from openfastervit.models.factory import is_timms, resolve_name
@@ -34,6 +34,7 @@ class Classification:
 
     name = "classification"
     metric = "top1"
+    metric_told = "top-1 {:.2f} %"
 
     def __init__(self, settings: ClassificationSettings, *, seed: int = 0) -> None:
         self.settings = settings
@@ -54,8 +55,10 @@ class Classification:
         if len(self.classes) < 2:
             raise ValueError(f"{settings.data} has {len(self.classes)} class; a classifier needs at least 2 folders")
         self.preparation = preparation(settings)
-        self.training_images = LabelledImages(training, self._training_transform(), seed=seed, training=True)
-        self.validation_images = LabelledImages(
+        self.training_images: PlacedImages = LabelledImages(
+            training, self._training_transform(), seed=seed, training=True
+        )
+        self.validation_images: PlacedImages = LabelledImages(
             validation, create_transform(**self.preparation), seed=seed, training=False
         )
         self._mixup = None
@@ -113,6 +116,11 @@ class Classification:
         images, targets = self._mixup(batch.images, batch.targets)
         return Batch(images, targets, batch.names, batch.unreadable)
 
+    def sample(self, batch: Batch) -> Tensor:
+        """The images."""
+        images: Tensor = batch.images
+        return images
+
     def captions(self, batch: Batch) -> list[str]:
         """The class of each image; of a mixture the two likeliest, with their shares."""
         if batch.targets.ndim == 1:
@@ -135,6 +143,10 @@ class Classification:
         smoothing = self.settings.label_smoothing if self._mixup is None else 0.0  # mixup smooths its targets
         return {"cross_entropy": F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)}
 
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Logits ``(B, K)``."""
+        return model(*self.inputs(batch))
+
     def new_metrics(self) -> ClassificationMetrics:
         """Top-1, top-5, loss, calibration."""
         return ClassificationMetrics(self.classes)
@@ -142,6 +154,10 @@ class Classification:
     def logits(self, outputs: Tensor) -> Tensor:
         """The network's outputs, as they are."""
         return outputs
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """All of the network: a classifier has no batch norm of its own."""
+        return model
 
     def head(self, model: nn.Module) -> nn.Module:
         """The classifier."""
@@ -180,7 +196,7 @@ def collate(samples: Sequence[Sample], input_size: Sequence[int]) -> Batch:
     read = [sample for sample in samples if sample.image is not None]
     return Batch(
         torch.stack([sample.image for sample in read]) if read else torch.empty(0, *input_size),
-        torch.tensor([sample.label for sample in read], dtype=torch.long),
+        torch.tensor([sample.target for sample in read], dtype=torch.long),
         [sample.name for sample in read],
         [failure for sample in samples for failure in sample.unreadable],
     )

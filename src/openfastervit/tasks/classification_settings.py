@@ -1,12 +1,13 @@
 """The settings of image classification: data, network, augmentation, loss."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from openfastervit.tasks.network_settings import NetworkSettings, check_within
 
 
 @dataclass(kw_only=True)
-class ClassificationSettings:
+class ClassificationSettings(NetworkSettings):
     """What is classified, by which network, and how images are varied while it learns."""
 
     # --- Data
@@ -24,31 +25,13 @@ class ClassificationSettings:
     val_fraction: float = 0.1
     """Share of the training images held out where there is no such split."""
 
-    # --- Network
-    model: str = "fastervit_0"
-    """The network: one of ours, or any of timm's."""
-    model_options: dict[str, Any] = field(default_factory=dict)
-    """Other options of the network, by name."""
-    pretrained: bool = False
-    """Start from the released weights (for non-commercial use only), downloaded."""
-    weights: str | None = None
-    """Start from this checkpoint; its classifier is kept only if it has the same number of classes."""
+    # --- Network, besides those of NetworkSettings
     img_size: list[int] | None = None
     """Side, or height and width, of the images; the network's own where this is not given."""
-    windows: Literal["pad", "fit"] = "pad"
-    """Windows for that size: the network's own with padding, or those that pad least."""
     in_chans: int = 3
     """Channels: colour or grayscale."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block."""
     dropout: float = 0.0
     """Dropout before the classifier."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
-    freeze_backbone: bool = False
-    """Train the classifier alone."""
-    freeze_batch_norm: bool = False
-    """Keep the statistics of batch norm, and its weights, as they are."""
 
     # --- Augmentation
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
@@ -102,14 +85,15 @@ class ClassificationSettings:
 
     def check_task(self) -> None:
         """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        self.check_network()
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans={self.in_chans} must be 3, for colour, or 1, for grayscale")
         for name in ("hflip", "vflip", "random_erasing", "mixup_prob", "mixup_switch_prob"):
-            _within(self, name, 0, 1)
-        for name in ("drop_path", "dropout", "label_smoothing"):
-            _within(self, name, 0, 1, below=True)
+            check_within(self, name, 0, 1)
+        for name in ("dropout", "label_smoothing"):
+            check_within(self, name, 0, 1, below=True)
         for name in ("mixup", "cutmix", "color_jitter"):
-            _within(self, name, 0, float("inf"))
+            check_within(self, name, 0, float("inf"))
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
@@ -128,31 +112,9 @@ class ClassificationSettings:
             values = getattr(self, name)
             if values is not None and (len(values) != self.in_chans or (name == "std" and min(values) <= 0)):
                 raise ValueError(f"{name}={values} must be {self.in_chans} numbers, one a channel")
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights both name the first weights; give one of them")
-        for option, setting in _SETTINGS_OF_OPTIONS.items():
-            if option in self.model_options:
-                raise ValueError(f"model_options: {option} cannot stand there; it {setting}")
         if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
             raise ValueError(
                 f"bce_threshold={self.bce_threshold} must be at least 0, below 1: it divides probabilities"
             )
         if self.bce_threshold is not None and not self.bce:
             raise ValueError(f"bce_threshold={self.bce_threshold} is for binary cross-entropy; add bce: true")
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise FileNotFoundError(f"weights={self.weights}: there is no such file")
-
-
-_SETTINGS_OF_OPTIONS = {
-    "num_classes": "follows from the data",
-    "in_chans": "is the setting in_chans",
-    "drop_path_rate": "is the setting drop_path",
-    "drop_rate": "is the setting dropout",
-}
-
-
-def _within(settings: object, name: str, least: float, most: float, *, below: bool = False) -> None:
-    value = getattr(settings, name)
-    if not (least <= value < most if below else least <= value <= most):
-        upper = "" if most == float("inf") else f", {'below' if below else 'at most'} {most:g}"
-        raise ValueError(f"{name}={value} must be at least {least:g}{upper}")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from openfastervit.data.loader import LabelledImages, Unreadable
+from openfastervit.data.loader import PlacedImages, Unreadable
 
 
 @dataclass
@@ -75,16 +75,18 @@ class Metrics(Protocol):
 class Task(Protocol):
     """A task: what is trained, on what, and how it is judged.
 
-    The loop calls ``augment``, the network with ``inputs(batch)``, then ``losses``; in evaluation the network with
-    ``inputs(batch)``, then the ``metrics``. To add a task, write a module in ``tasks/`` with a class that has these
-    methods, settings for it, and a recipe class in ``training/recipe.py`` that joins them with the loop's settings.
+    The loop calls ``augment``, the network with ``inputs(batch)``, then ``losses``; in evaluation ``predict``, then the
+    ``metrics``. To add a task, write a module in ``tasks/`` with a class that has these methods, settings for it, and a
+    recipe class in ``training/recipe.py`` that joins them with the loop's settings.
     """
 
     name: str
     metric: str
     """The figure that tells which checkpoint is the best; more is better."""
-    training_images: LabelledImages
-    validation_images: LabelledImages
+    metric_told: str
+    """How the best figure is told to people: a format for one number, such as "top-1 {:.2f} %"."""
+    training_images: PlacedImages
+    validation_images: PlacedImages
 
     def build(self) -> nn.Module:
         """The network, with its first weights, on the CPU."""
@@ -95,8 +97,14 @@ class Task(Protocol):
     def augment(self, batch: Batch) -> Batch:
         """What is done to a whole training batch, on the device. Draws from the global generators."""
 
+    def sample(self, batch: Batch) -> Tensor:
+        """The images of a batch as the network sees them, for people: ``(N, C, H, W)``, normalised.
+
+        What is to be learned may be drawn on them. ``metadata``'s "input" tells mean and deviation.
+        """
+
     def captions(self, batch: Batch) -> list[str]:
-        """A few words on what is to be learned of each image, for people."""
+        """A few words on what is to be learned of each image of the sample, for people."""
 
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
         """The network's arguments."""
@@ -104,14 +112,20 @@ class Task(Protocol):
     def losses(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Named losses; their sum is trained on."""
 
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """What a network in evaluation mode makes of a batch, as the metrics take it."""
+
     def new_metrics(self) -> Metrics:
         """Metrics that have counted nothing."""
 
     def logits(self, outputs: Any) -> Tensor | None:
         """``(B, K)`` that MESA may compare with a teacher's, or None where the task has none."""
 
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The part whose batch norm may be frozen."""
+
     def head(self, model: nn.Module) -> nn.Module:
-        """The part that a frozen backbone leaves to be trained."""
+        """The part, or a list of the parts, that a frozen backbone leaves to be trained."""
 
     def metadata(self, model: nn.Module) -> dict[str, Any]:
         """Plain data for the checkpoint: what is needed to use it."""
