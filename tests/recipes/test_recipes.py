@@ -6,7 +6,6 @@ The expected values are written here a second time, from the specification and n
 import csv
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +24,11 @@ from openfastervit.training.recipe import ClassificationRecipe, read_recipe
 from tests.conftest import REPOSITORY
 from tests.networks import TINY
 from tests.pocket import picture
+from tests.recipes.headers import command, header
 
 FOLDER = REPOSITORY / "recipes"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if "task: " not in path.read_text(encoding="utf-8"))
+"""Those of classifiers; those of other tasks name their task."""
 
 PROCESSES = 32
 GLOBAL_BATCH = 4096
@@ -114,30 +115,6 @@ def holds(recipe: ClassificationRecipe, expected: dict[str, Any]) -> None:
 
 def fine_tuning(side: int) -> str:
     return f"fastervit_4_w{FINE_TUNED[side][0]}_{side}"
-
-
-def header(path: Path) -> dict[str, str]:
-    """The header's lines by their first word: "Command", "Hardware", ..."""
-    comments = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        comments.append(line.removeprefix("#").removeprefix(" "))
-    entries = {"": comments[0]}
-    for line in comments[1:]:
-        if found := re.match(r"([A-Z]\w+): +(.*)", line):
-            name = found[1]
-            entries[name] = found[2]
-        elif line:
-            entries[name] += "\n" + line.strip()
-    return entries
-
-
-def command(path: Path) -> list[str]:
-    """The words of the header's command."""
-    lines = re.match(r"(?:.*\\\n)*.*", header(path)["Command"])
-    assert lines is not None
-    return shlex.split(lines[0].replace("\\\n", " "))
 
 
 def test_every_network_has_its_recipes() -> None:

@@ -56,7 +56,7 @@ class Dots:
 class Toy:
     """The least that the loop asks of a task."""
 
-    name, metric = "toy", "top1"
+    name, metric, metric_told = "toy", "top1", "top-1 {:.2f} %"
 
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
@@ -73,10 +73,13 @@ class Toy:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         images = torch.stack([sample.image for sample in samples])
-        return Batch(images, torch.tensor([sample.label for sample in samples]), [sample.name for sample in samples])
+        return Batch(images, torch.tensor([sample.target for sample in samples]), [sample.name for sample in samples])
 
     def augment(self, batch: Batch) -> Batch:
         return batch
+
+    def sample(self, batch: Batch) -> Tensor:
+        return batch.images
 
     def captions(self, batch: Batch) -> list[str]:
         return list(batch.names)
@@ -89,11 +92,17 @@ class Toy:
         self.seen.append(float(loss.detach()))
         return {"cross_entropy": loss}
 
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch.images)
+
     def new_metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(("dark", "light"))
 
     def logits(self, outputs: Tensor) -> Tensor:
         return outputs
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return model
 
     def head(self, model: nn.Module) -> nn.Module:
         return model[3]  # type: ignore[index,return-value]

@@ -1,23 +1,18 @@
 """Evaluating a classifier on labelled images whose classes need not be its own, on one process or several."""
 
 import functools
-import math
-from collections.abc import Iterator
-from typing import Any
 
 from timm.data import create_transform
 from torch import Tensor
 
 from openfastervit.data.imagenet import ClassMatch
-from openfastervit.data.loader import EvaluationOrder, LabelledImages, Unreadable, close, create_loader
+from openfastervit.data.loader import LabelledImages, Unreadable
 from openfastervit.data.sources import Source
 from openfastervit.inference import Classifier
 from openfastervit.tasks.classification import collate
 from openfastervit.tasks.metrics import ClassificationMetrics
-from openfastervit.tasks.task import Batch
-from openfastervit.training.console import Console
-from openfastervit.training.evaluation import evaluate
-from openfastervit.training.parallel import Processes, loader_workers
+from openfastervit.training.judging import judge
+from openfastervit.training.parallel import Processes
 
 
 def evaluate_classifier(
@@ -49,47 +44,18 @@ def evaluate_classifier(
         ValueError: If too many images cannot be read, or the data and the network do not go together.
     """
     preparation = classifier.preparation
-    images = LabelledImages(source, create_transform(**preparation), training=False)
-    order = EvaluationOrder(len(images), batch_size, processes=processes.count, process=processes.rank)
-    loader = create_loader(
-        images,
-        order,
-        functools.partial(collate, input_size=preparation["input_size"]),
-        workers=loader_workers(workers, processes),
-        pin_memory=processes.device.type == "cuda",
+    matched, unreadable = judge(
+        classifier.model,
+        LabelledImages(source, create_transform(**preparation), training=False),
+        _Matched(ClassificationMetrics(match.classes), match),
+        processes,
+        collate=functools.partial(collate, input_size=preparation["input_size"]),
+        predict=lambda model, batch: model(batch.images),
+        batch_size=batch_size,
+        workers=workers,
+        max_unreadable=max_unreadable,
     )
-    noted: list[Unreadable] = []
-    counts = ClassificationMetrics(match.classes)
-
-    def after_step(step: int) -> None:
-        (unreadable,) = processes.agree([len(noted)])
-        if unreadable > math.ceil(max_unreadable * len(images)):
-            example = f"; one of them is {noted[0].name}: {noted[0].reason}" if noted else ""
-            raise ValueError(
-                f"{unreadable:.0f} of {len(images)} images cannot be read, more than "
-                f"max_unreadable={max_unreadable}{example}"
-            )
-        console.step("evaluating", min((step + 1) * batch_size * processes.count, len(images)), len(images))
-
-    with Console(processes.is_main) as console:
-        evaluate(
-            classifier.model.to(processes.device),
-            _noting(loader, noted),
-            _Matched(counts, match),
-            inputs=lambda batch: (batch.images,),
-            device=processes.device,
-            autocast=processes.accelerator.autocast,
-            steps=order.most,
-            after_step=after_step,
-        )
-    metrics = ClassificationMetrics(match.classes)
-    unreadable: list[Unreadable] = []
-    for state, failures in processes.gather([(counts.state(), noted)]):
-        part = ClassificationMetrics(match.classes)
-        part.load_state(state)
-        metrics.merge(part)
-        unreadable += failures
-    return metrics, sorted(unreadable)
+    return matched.metrics, unreadable
 
 
 class _Matched:
@@ -106,14 +72,3 @@ class _Matched:
 
     def compute(self) -> dict[str, float]:
         return self.metrics.compute()
-
-
-def _noting(loader: Any, noted: list[Unreadable]) -> Iterator[Batch]:
-    """The batches; what could not be read is noted as they pass."""
-    batches = iter(loader)
-    try:
-        for batch in batches:
-            noted += batch.unreadable
-            yield batch
-    finally:
-        close(batches)

@@ -17,6 +17,7 @@ def evaluate(
     metrics: Metrics,
     *,
     inputs: Callable[[Batch], tuple[Any, ...]],
+    predict: Callable[[nn.Module, Batch], Any] | None = None,
     device: torch.device,
     channels_last: bool = False,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -31,6 +32,7 @@ def evaluate(
         batches: Of this process.
         metrics: What counts.
         inputs: The network's arguments for a batch.
+        predict: What the network makes of a batch, where that is more than a call with these arguments.
         device: Where the network is.
         channels_last: Whether images are laid out with channels innermost.
         autocast: The precision.
@@ -57,7 +59,7 @@ def evaluate(
                         blank = tuple(map(_blank, inputs(batch)))
                 if batch is not None and len(batch):
                     with autocast():
-                        outputs = model(*inputs(batch))
+                        outputs = model(*inputs(batch)) if predict is None else predict(model, batch)
                     metrics.update(outputs, batch.targets)
                 elif blank is not None:
                     with autocast():

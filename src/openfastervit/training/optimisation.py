@@ -64,6 +64,8 @@ class Schedule:
             warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # fractions work in updates
             warmup_lr=settings.warmup_lr * factor,
             min_lr=settings.min_lr * factor,
+            decay_rate=settings.decay_rate,
+            decay_milestones=list(settings.milestones),
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )

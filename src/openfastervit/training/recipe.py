@@ -20,6 +20,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from timm.optim import list_optimizers
 
 from openfastervit.tasks.classification_settings import ClassificationSettings
+from openfastervit.tasks.detection.settings import DetectionSettings
+from openfastervit.tasks.network_settings import NetworkSettings
+from openfastervit.tasks.segmentation.settings import SegmentationSettings
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant")
 
@@ -67,6 +70,10 @@ class LoopSettings:
     """Rate of the first step, scaled as lr is."""
     min_lr: float = 0.0
     """Lowest rate, scaled as lr is."""
+    milestones: list[int] = field(default_factory=list)
+    """Epochs after which schedule multistep lowers the rate."""
+    decay_rate: float = 0.1
+    """What schedules step and multistep multiply the rate by; the power of schedule poly."""
 
     # --- Average of the weights, and what learns from it
     ema_decay: float | None = None
@@ -157,6 +164,13 @@ class LoopSettings:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; there is {', '.join(SCHEDULES)}")
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError(
+                f"schedule={self.schedule!r} with milestones={self.milestones}: milestones belong to multistep, and it "
+                "needs some"
+            )
+        if not 0 < self.decay_rate < math.inf:
+            raise ValueError(f"decay_rate={self.decay_rate} must be a number above 0")
         if self.optimizer.lower() not in list_optimizers():
             near = difflib.get_close_matches(self.optimizer.lower(), list_optimizers(), n=1)
             hint = f"; did you mean {near[0]}?" if near else "; timm.optim.list_optimizers() shows all"
@@ -171,21 +185,26 @@ class LoopSettings:
 
 
 @dataclass(kw_only=True)
-class ClassificationRecipe(ClassificationSettings, LoopSettings):
-    """Everything about a training run of a classifier."""
+class Recipe(NetworkSettings, LoopSettings):
+    """Everything about a training run: what recipes of all tasks have. A subclass adds a task's settings."""
 
-    task: ClassVar[str] = "classification"
+    task: ClassVar[str]
 
     def check(self) -> None:
         """Raise ``ValueError`` where settings are out of range or contradict each other."""
         self.check_task()
         self.check_loop()
-        if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
-            raise ValueError(f"batch_size={self.batch_size}: mixup and CutMix pair images; take an even number")
-        if self.windows == "fit" and self.img_size is None:
-            raise ValueError("windows=fit chooses windows for another size of images; give img_size too")
         if self.freeze_backbone and self.layer_decay is not None:
-            raise ValueError("layer_decay has no layers to act on where freeze_backbone leaves the classifier alone")
+            raise ValueError("layer_decay has no layers to act on where freeze_backbone leaves the head alone")
+
+    def check_task(self) -> None:
+        """Raise ``ValueError`` where the task's settings are out of range."""
+        raise NotImplementedError
+
+    @property
+    def downloads(self) -> bool:
+        """Whether opening the data may download it."""
+        return False
 
     @classmethod
     def implied(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,6 +218,89 @@ class ClassificationRecipe(ClassificationSettings, LoopSettings):
     def to_yaml(self) -> str:
         """All settings, those with their defaults too."""
         return yaml.safe_dump({"task": self.task, **dataclasses.asdict(self)}, sort_keys=False, width=120)
+
+
+@dataclass(kw_only=True)
+class ClassificationRecipe(ClassificationSettings, Recipe):
+    """Everything about a training run of a classifier."""
+
+    task: ClassVar[str] = "classification"
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        super().check()
+        if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size}: mixup and CutMix pair images; take an even number")
+        if self.windows == "fit" and self.img_size is None:
+            raise ValueError("windows=fit chooses windows for another size of images; give img_size too")
+
+    @property
+    def downloads(self) -> bool:
+        """Whether opening the data may download it."""
+        return self.download
+
+
+@dataclass(kw_only=True)
+class DenseRecipe(Recipe):
+    """What recipes of detection and segmentation have in common."""
+
+    batch_size: int = 16
+    lr: float = 1e-4
+    lr_batch: int | None = 16
+    drop_path: float = 0.2
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        super().check()
+        if self.mesa > 0:
+            raise ValueError(f"mesa={self.mesa} is for classifiers; leave it out")
+        if self.sharding == "fsdp2":
+            raise ValueError(f"sharding=fsdp2 is for classifiers; leave it out: {self.task} trains in copies (DDP)")
+
+
+@dataclass(kw_only=True)
+class DetectionRecipe(DetectionSettings, DenseRecipe):
+    """Everything about a training run of a detector: AdamW and the 3x schedule, as published for FasterViT."""
+
+    task: ClassVar[str] = "detection"
+
+    epochs: int = 36
+    schedule: str = "multistep"
+    milestones: list[int] = field(default_factory=lambda: [27, 33])
+    warmup_epochs: float = 0.07
+
+    @classmethod
+    def implied(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Another schedule has no milestones; those of a shorter run come as early in it."""
+        if settings.get("schedule", "multistep") != "multistep":
+            return {"milestones": []}
+        epochs = settings.get("epochs")
+        if not isinstance(epochs, int) or epochs < 1:
+            return {}
+        stones = sorted({max(1, round(epochs * share)) for share in (27 / 36, 33 / 36)})
+        return {"milestones": stones, "warmup_epochs": min(cls.warmup_epochs, epochs / 2)}
+
+
+@dataclass(kw_only=True)
+class SegmentationRecipe(SegmentationSettings, DenseRecipe):
+    """Everything about a training run of a segmenter: AdamW and a linear decay, as published for FasterViT."""
+
+    task: ClassVar[str] = "segmentation"
+
+    epochs: int = 127
+    lr: float = 6e-5
+    weight_decay: float = 0.01
+    schedule: str = "poly"
+    decay_rate: float = 1.0
+    warmup_epochs: float = 1.2
+
+    @classmethod
+    def implied(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A short run warms up shortly."""
+        epochs = settings.get("epochs")
+        if not isinstance(epochs, int) or epochs < 1:
+            return {}
+        return {"warmup_epochs": min(cls.warmup_epochs, epochs / 20)}
 
 
 @dataclass(kw_only=True)
@@ -249,10 +351,10 @@ class FinetuneRecipe(ClassificationRecipe):
         return dataclasses.replace(self, batch_size=fits)
 
 
-Recipe = TypeVar("Recipe", bound=ClassificationRecipe)
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
-def read_recipe(path: str | os.PathLike[str], kind: type[Recipe], **settings: Any) -> Recipe:
+def read_recipe(path: str | os.PathLike[str], kind: type[AnyRecipe], **settings: Any) -> AnyRecipe:
     """Read a recipe.
 
     Args:
@@ -280,7 +382,7 @@ def read_recipe(path: str | os.PathLike[str], kind: type[Recipe], **settings: An
         raise ValueError(f"{path}: {error}") from error
 
 
-def make_recipe(settings: Mapping[str, Any], kind: type[Recipe]) -> Recipe:
+def make_recipe(settings: Mapping[str, Any], kind: type[AnyRecipe]) -> AnyRecipe:
     """A recipe from settings by name; what is not named has its default, which may follow from what is.
 
     Args:

@@ -112,9 +112,9 @@ class Recorder:
                 self._track(values, progress.updates)
                 self._told_at, self._told_images = now, sums.images
 
-    def augmented(self, images: Any, captions: Sequence[str], metadata: Mapping[str, Any]) -> None:
+    def augmented(self, images: Tensor, captions: Sequence[str], metadata: Mapping[str, Any]) -> None:
         """Keep a sample of the first batch, as the network sees it."""
-        if self.folder is None or not isinstance(images, Tensor):
+        if self.folder is None:
             return
         prepared = metadata["input"]
         write_contact_sheet(

@@ -12,11 +12,20 @@ import torch
 import yaml
 
 from openfastervit.tasks.classification import Classification
+from openfastervit.tasks.detection.task import Detection
+from openfastervit.tasks.segmentation.task import Segmentation
+from openfastervit.tasks.task import Task
 from openfastervit.training import checkpoint_store
 from openfastervit.training.console import Console
 from openfastervit.training.parallel import Processes, read_on_first
 from openfastervit.training.progress import Progress
-from openfastervit.training.recipe import ClassificationRecipe, make_recipe
+from openfastervit.training.recipe import (
+    ClassificationRecipe,
+    DetectionRecipe,
+    Recipe,
+    SegmentationRecipe,
+    make_recipe,
+)
 from openfastervit.training.recorder import Recorder
 from openfastervit.training.run_folder import RunFolder
 from openfastervit.training.state import AVERAGE, STATE, WEIGHTS
@@ -25,19 +34,28 @@ from openfastervit.training.trainer import Outcome, Trainer
 
 Made = TypeVar("Made")
 
-RECIPES: dict[str, type[ClassificationRecipe]] = {"classification": ClassificationRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "classification": ClassificationRecipe,
+    "detection": DetectionRecipe,
+    "segmentation": SegmentationRecipe,
+}
 """A task's recipe, by the task's name."""
-TASKS = {"classification": Classification}
+TASKS: dict[str, type[Any]] = {
+    "classification": Classification,
+    "detection": Detection,
+    "segmentation": Segmentation,
+}
 
 ANYWHERE = (
     *("device", "workers", "data", "data_root", "log_every", "save_minutes", "save_steps", "keep_checkpoints"),
     *("batch_size", "accumulate", "sharding", "max_unreadable"),
+    *("train_annotations", "train_images", "val_annotations", "val_images"),
 )
 """Settings that a resumed run may change: where it runs and what it tells, not what it computes. An update must have
 as many images as before, over all processes."""
 
 
-def start(recipe: ClassificationRecipe, out: str | os.PathLike[str], command: Sequence[str] = ()) -> Outcome:
+def start(recipe: Recipe, out: str | os.PathLike[str], command: Sequence[str] = ()) -> Outcome:
     """Train from the beginning.
 
     Args:
@@ -90,7 +108,7 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
     done = processes.broadcast(_on_first(processes, lambda: _finished(Path(path), recipe)))
     if done is not None:
         Console(processes.is_main).say(f"{path} is done already: all {done.epoch} epochs; nothing was changed")
-        return Outcome({}, done.best)
+        return Outcome({}, done.best, TASKS[recipe.task].metric_told.format(done.best))
     task = _task(recipe, processes)
     folder = _on_first(processes, lambda: RunFolder.resume(path, command=command))
     try:
@@ -108,7 +126,7 @@ def resume(path: str | os.PathLike[str], command: Sequence[str] = (), **changes:
             folder.close()
 
 
-def resumed_recipe(path: str | os.PathLike[str], **changes: Any) -> ClassificationRecipe:
+def resumed_recipe(path: str | os.PathLike[str], **changes: Any) -> Recipe:
     """The settings that a run goes on with.
 
     The first weights are not among them once there is a checkpoint: it takes their place, and they may be gone.
@@ -138,9 +156,9 @@ def _recipe_without_first_weights(path: str | os.PathLike[str]) -> str:
     return yaml.safe_dump({**found, "weights": None, "pretrained": False}, sort_keys=False)
 
 
-def _task(recipe: ClassificationRecipe, processes: Processes) -> Classification:
+def _task(recipe: Recipe, processes: Processes) -> Task:
     """The task, its data sets opened; where they are to be downloaded, by one process of each machine first."""
-    first = processes.accelerator.local_main_process_first() if recipe.download else contextlib.nullcontext()
+    first = processes.accelerator.local_main_process_first() if recipe.downloads else contextlib.nullcontext()
     with first:
         return TASKS[recipe.task](recipe, seed=recipe.seed)
 
@@ -158,7 +176,7 @@ def read_recipe_text(path: str | os.PathLike[str]) -> str:
     return file.read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def _finished(path: Path, recipe: ClassificationRecipe) -> Progress | None:
+def _finished(path: Path, recipe: Recipe) -> Progress | None:
     """Where a run stands that has nothing left to do; None where something is, or may be."""
     rows = read_table(path / "metrics.csv")[1]
     checkpoints = checkpoint_store.complete(path / "checkpoints")

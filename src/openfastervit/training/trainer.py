@@ -54,6 +54,8 @@ class Outcome:
     """Of its last evaluation; empty where there was nothing left to do."""
     best: float
     """The best of the task's figure."""
+    told: str
+    """The same in words."""
 
 
 class Trainer:
@@ -170,9 +172,10 @@ class Trainer:
             head = self.task.head(network)
             head.requires_grad_(True)
             learning = set(head.modules())
-            return [module for module in network.modules() if module not in learning]
+            return [module for module in network.modules() if learning.isdisjoint(module.modules())]
         if getattr(self.settings, "freeze_batch_norm", False):
-            still = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            backbone = self.task.backbone(network)
+            still = [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
             for module in still:
                 module.requires_grad_(False)
             return list(still)
@@ -211,7 +214,7 @@ class Trainer:
                 ) from error
             finally:
                 close(batches)
-        return Outcome(metrics, progress.best)
+        return Outcome(metrics, progress.best, self.task.metric_told.format(progress.best))
 
     def _introduce(self) -> None:
         """Tell what is about to be trained: a rate that does not suit the data shows here first."""
@@ -253,8 +256,8 @@ class Trainer:
         for number, batch in enumerate(group, start=1):
             names += batch.names
             batch = self.task.augment(batch.to(self.processes.device, settings.channels_last))
-            if progress.updates == 0 and number == 1:
-                self.recorder.augmented(batch.images, self.task.captions(batch), self.metadata)
+            if progress.updates == 0 and number == 1 and self.processes.is_main:
+                self.recorder.augmented(self.task.sample(batch), self.task.captions(batch), self.metadata)
             with self.processes.accumulating(self.model, more=number < len(group)):
                 for name, value in self._backward(batch, 1 / len(group)).items():
                     losses[name] = losses[name] + value if name in losses else value
@@ -404,6 +407,7 @@ class Trainer:
             self.validation_loader,
             metrics,
             inputs=self.task.inputs,
+            predict=self.task.predict,
             device=processes.device,
             channels_last=self.settings.channels_last,
             autocast=processes.accelerator.autocast,
