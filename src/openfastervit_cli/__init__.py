@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import jsonargparse
 
+from openfastervit_cli import detect, segment
 from openfastervit_cli import parser as parsing
 from openfastervit_cli.benchmark import benchmark
 from openfastervit_cli.demo import demo
@@ -38,6 +39,18 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "export": export,
+    "detect": {
+        "_help": "Detection and instance segmentation: train, evaluate, predict.",
+        "train": detect.train,
+        "evaluate": detect.evaluate,
+        "predict": detect.predict,
+    },
+    "segment": {
+        "_help": "Semantic segmentation: train, evaluate, predict.",
+        "train": segment.train,
+        "evaluate": segment.evaluate,
+        "predict": segment.predict,
+    },
 }
 """Each function returns the exit code. A dict is a group: ``{"detect": {"_help": "...", "train": train_detector}}``."""
 

@@ -41,15 +41,17 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def settings_from(where: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def settings_from(where: str, group: str = "") -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Give a command an option for each field of a dataclass, named ``"module:Class"``.
 
     Its module is imported only when the command is the one asked for. The command takes the options in
-    ``**settings``: those of the command line alone, by ``given``; the others are defaults, for the help.
+    ``**settings``: those of the command line alone, by ``given``; the others are defaults, for the help. A command of
+    a group of commands names the group.
     """
 
     def mark(command: Callable[..., int]) -> Callable[..., int]:
         command.settings_from = where  # type: ignore[attr-defined]
+        command.words = [*group.split(), command.__name__]  # type: ignore[attr-defined]
         return command
 
     return mark
@@ -119,7 +121,8 @@ class Parser(jsonargparse.ArgumentParser):
             self.usage = "%(prog)s [options]"
             self._drop("--config", "--print_config")  # --recipe and --print-config of the command take their place
         added: list[str] = super().add_function_arguments(function, *args, **kwargs)
-        if where is not None and command_line[:1] == [function.__name__]:
+        words = getattr(function, "words", [])
+        if where is not None and command_line[: len(words)] == words:
             module, _, name = where.partition(":")
             jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
             settings = getattr(importlib.import_module(module), name)

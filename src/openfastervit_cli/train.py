@@ -1,18 +1,10 @@
 """``fastervit train`` and ``fastervit finetune``."""
 
-import os
-import signal
-import sys
-from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from openfastervit_cli.parser import command_line, given, settings_from
-
-if TYPE_CHECKING:
-    from openfastervit.training.recipe import ClassificationRecipe
-    from openfastervit.training.trainer import Outcome
+from openfastervit_cli.parser import given, settings_from
+from openfastervit_cli.training_run import run_training
 
 
 @settings_from("openfastervit.training.recipe:ClassificationRecipe")
@@ -40,7 +32,7 @@ def train(
     """
     from openfastervit.training.recipe import ClassificationRecipe
 
-    return _train(ClassificationRecipe, recipe, out, resume, print_config, given(settings))
+    return run_training(ClassificationRecipe, recipe, out, resume, print_config, given(settings))
 
 
 @settings_from("openfastervit.training.recipe:FinetuneRecipe")
@@ -68,51 +60,4 @@ def finetune(
     """
     from openfastervit.training.recipe import FinetuneRecipe
 
-    return _train(FinetuneRecipe, recipe, out, resume, print_config, given(settings))
-
-
-def _train(
-    kind: "type[ClassificationRecipe]",
-    file: Path | None,
-    out: Path | None,
-    resume: Path | None,
-    print_config: bool,
-    settings: dict[str, Any],
-) -> int:
-    from openfastervit.training.recipe import make_recipe, read_recipe
-    from openfastervit.training.run import resume as resume_run
-    from openfastervit.training.run import resumed_recipe, start
-
-    command = ["fastervit", *command_line]
-    if resume is not None:
-        for option, value in (("--recipe", file), ("--out", out)):
-            if value is not None:
-                raise ValueError(
-                    f"{option} and --resume contradict each other: a resumed run has its own; leave it out"
-                )
-        if print_config:
-            print(resumed_recipe(resume, **settings).to_yaml(), end="")
-            return 0
-        return _told(lambda: resume_run(resume, command, **settings), resume)
-    chosen = make_recipe(settings, kind) if file is None else read_recipe(file, kind, **settings)
-    if print_config:
-        print(chosen.to_yaml(), end="")
-        return 0
-    folder = out or Path("runs", f"{chosen.model}-{datetime.now():%Y%m%d-%H%M%S}")
-    return _told(lambda: start(chosen, folder, command), folder)
-
-
-def _told(run: "Callable[[], Outcome]", folder: Path) -> int:
-    """Run, say on stdout what came of it, and return the exit code."""
-    from openfastervit.training.trainer import Stopped
-
-    speaks = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number processes
-    try:
-        outcome = run()
-    except Stopped as stopped:
-        if speaks:
-            print(f"fastervit: {stopped}; go on with: fastervit train --resume {folder}", file=sys.stderr)
-        return 130 if stopped.signal_number == signal.SIGINT else 128 + signal.SIGTERM
-    if speaks:
-        print(f"best top-1 {outcome.best:.2f} %; the network is {folder / 'best.safetensors'}")
-    return 0
+    return run_training(FinetuneRecipe, recipe, out, resume, print_config, given(settings))

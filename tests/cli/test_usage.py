@@ -42,13 +42,26 @@ def test_alone_it_prints_help(fastervit: Run):
     assert fastervit() == fastervit("--help")
 
 
-@pytest.mark.parametrize("name", sorted(openfastervit_cli.COMMANDS))
+def leaves() -> list[str]:
+    """All commands, those of groups too: "predict", "detect train"."""
+    found = []
+    for name, command in openfastervit_cli.COMMANDS.items():
+        if isinstance(command, dict):
+            found += [f"{name} {inner}" for inner in command if inner != "_help"]
+        else:
+            found.append(name)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", leaves())
 def test_every_option_has_help(fastervit: Run, name: str):
-    outcome = fastervit(name, "--help")
+    outcome = fastervit(*name.split(), "--help")
     assert outcome.code == 0
     assert f"usage: fastervit {name}" in outcome.out
     parser = auto_parser(openfastervit_cli.COMMANDS, parser_class=Parser, prog="fastervit")
-    for action in parser._subcommands_action.choices[name]._actions:
+    for word in name.split():
+        parser = parser._subcommands_action.choices[word]
+    for action in parser._actions:
         assert action.help, f"{name} {action.dest} has no help; is docstring-parser installed?"
 
 

@@ -43,6 +43,10 @@ _CROP_MODES = ("center", "squash", "border")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
+COMMANDS = {"detection": "detect", "segmentation": "segment"}
+"""The group of commands for each of the other tasks."""
+
+
 class Classifier(NamedTuple):
     """A network with what is needed to use it."""
 
@@ -99,7 +103,10 @@ _NO_OPTIONS = frozenset(
 
 
 def _check(metadata: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` unless the metadata has the form that ``save_checkpoint`` documents."""
+    """Raise ``CheckpointError`` unless the metadata is a classifier's, of the form that ``save_checkpoint`` documents."""
+    task = metadata.get("task")
+    if task in COMMANDS:
+        raise CheckpointError(f"it was trained for {task}; use `fastervit {COMMANDS[task]} predict` with it")
     expected = {"model": str, "overrides": dict, "classes": list, "input": dict}
     for key, kind in expected.items():
         if metadata.get(key) is not None and not isinstance(metadata[key], kind):
