@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import ExifTags, Image
@@ -378,10 +378,14 @@ def test_boxes_over_the_border_are_clipped(tmp_path):
     assert source.target(0)["boxes"].tolist() == [[0, 0, 5, 4], [50, 30, 60, 40]]
 
 
-@given(
-    st.lists(st.tuples(*[st.floats(-1e5, 1e5, width=32)] * 4), min_size=1, max_size=5),
-    st.floats(0.1, 10),
+places, lengths = (
+    st.floats(-1e5, 1e5) | st.floats(-20, 80),
+    st.floats(-1e5, 1e5) | st.floats(0, 20) | st.floats(0, 1e-3),
 )
+
+
+@given(st.lists(st.tuples(places, places, lengths, lengths), min_size=1, max_size=5), st.floats(0.1, 10))
+@example([(33.3, 10, 10**-power, 20) for power in range(9)], 0.9)
 def test_boxes_that_are_left_have_an_area_at_any_scale(tmp_path_factory, boxes, scale):
     folder = tmp_path_factory.mktemp("coco")
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tests.pocket import picture
+from tests.shapes import BACKBONE, RCNN, UPERNET, write_coco, write_semantic
 
 SHORT = [
     *("--epochs", "1", "--cooldown-epochs", "0", "--warmup-epochs", "0", "--batch-size", "4", "--accumulate", "1"),
@@ -14,6 +15,25 @@ SHORT = [
     json.dumps({"dim": 8, "stem_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 4]}),
 ]
 """What makes any training take a moment; the options that come last count."""
+
+
+_DENSE = [
+    *("--epochs", "1", "--warmup-epochs", "0.5", "--batch-size", "2", "--accumulate", "1", "--workers", "0"),
+    *("--device", "cpu", "--no-pretrained", "--model-options", json.dumps(BACKBONE), "--drop-path", "0"),
+]
+SHORT_OF = {
+    "detect": [
+        *_DENSE,
+        *("--min-sizes", "96", "--max-size", "160", "--schedule", "cosine", "--head-options", json.dumps(RCNN)),
+    ],
+    "segment": [
+        *_DENSE,
+        *("--crop-size", "64", "--train-size", "64", "--eval-size", "64", "--head-options", json.dumps(UPERNET)),
+    ],
+}
+"""The same for the other tasks."""
+DETR = {"d_model": 32, "num_queries": 20, "decoder_layers": 1, "encoder_hidden_dim": 32}
+"""Head options of a small RT-DETR or D-FINE."""
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -30,6 +50,12 @@ def commands(document: Path) -> list[str]:
 
 def shortened(command: str) -> str:
     """A command with training cut short."""
+    words = command.split()
+    if len(words) > 2 and words[1] in SHORT_OF and words[2] == "train" and "--resume" not in words:
+        short = SHORT_OF[words[1]]
+        if "rt-detr" in words:
+            short = [*short[:-1], json.dumps(DETR)]
+        return f"{command} {shlex.join(short)}"
     trains = re.search(r"\b(train|finetune) ", command) and not re.search(" --(resume|print-config)", command)
     return f"{command} {shlex.join(SHORT)}" if trains else command
 
@@ -46,6 +72,8 @@ def write_photos(folder: Path, classes: tuple[str, str] = ("cat", "dog")) -> Non
 def settle(folder: Path) -> None:
     """Give a folder what the documents on training speak of."""
     write_photos(folder / "photos")
+    write_coco(folder / "coco")
+    write_semantic(folder / "scenes")
     for name in ("imagenet", "imagenet-21k", "imagenet-a", "imagenet-r", "imagenetv2-matched-frequency"):
         write_photos(folder / name, ("n01440764", "n02102040"))
     (folder / "recipes").symlink_to(REPOSITORY / "recipes")

@@ -37,16 +37,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("demo")
+@pytest.mark.timeout(600)
+@pytest.mark.early  # one process runs the demo
 def test_the_demo_reads_98_percent_of_held_out_digits(demo: Path) -> None:
     summary = json.loads((demo / "demo-report" / "summary.json").read_text())
     assert summary["top1"] >= 0.98
     assert summary["interrupted"] is False
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("demo")
+@pytest.mark.timeout(600)
+@pytest.mark.early  # one process runs the demo
 def test_readme_commands(demo: Path) -> None:
     seen = commands(REPOSITORY / "README.md")
     assert "make demo" in seen

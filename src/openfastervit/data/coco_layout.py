@@ -79,7 +79,7 @@ def find_annotations(data: Path, split: str) -> Path:
         kinds.setdefault(_without_year(name), []).append(name)
     kind = match_split(split, list(kinds))
     if kind is None:
-        there = f"{some(map(str, (path.relative_to(data) for path in found.values())))}" if found else "none"
+        there = some(str(path.relative_to(data)) for path in found.values()) or "none"
         raise ValueError(
             f"{data}: no annotations of the split {split!r}; looked for annotations/instances_{split}*.json, "
             f"annotations/{split}*.json and {split}/{ROBOFLOW}, and found {there}; give the split its name there, or "

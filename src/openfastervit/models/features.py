@@ -147,6 +147,8 @@ def create_backbone(
     """
     given = dict(options or {})
     if not is_timms(name):
+        if weights is not None:
+            given["num_classes"] = 0  # a backbone has none, however many classes the file is for
         model = create_model(resolve_name(name), pretrained, weights, **given)
         assert isinstance(model, FasterViT)
         if img_size is not None:

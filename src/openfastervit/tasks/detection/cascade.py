@@ -245,7 +245,8 @@ def _predict(
 
 def _refine(stage: RoIHeads, deltas: Tensor, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[Tensor]:
     """What a stage's regression makes of the boxes of each image, inside the image; no gradient goes through it."""
-    refined = stage.box_coder.decode(deltas.detach(), boxes).reshape(-1, 4).split([len(each) for each in boxes])
+    counts = [each.shape[0] for each in boxes]  # len would be a constant in a traced graph
+    refined = stage.box_coder.decode(deltas.detach(), boxes).reshape(-1, 4).split(counts)
     return [clip_boxes_to_image(each, shape) for each, shape in zip(refined, image_shapes, strict=True)]
 
 

@@ -6,7 +6,6 @@ RT-DETR (Zhao et al., arXiv 2304.08069), D-FINE (Peng et al., arXiv 2410.13842) 
 
 import contextlib
 import importlib.util
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -243,26 +242,11 @@ def create_detr(
         detections_per_image=detections_per_image,
         score_threshold=score_threshold,
     )
-    _first_weights(detector)
-    return detector
-
-
-def _first_weights(detector: DetrDetector) -> None:
-    """First weights as published, where those of transformers, made for loading others, would learn late."""
     for module in detector.head_parts().modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)  # RT-DETR's are drawn from N(0, 0.01): maps would all but vanish
-    if not detector.sees_padding:
-        return
-    # Deformable DETR: classes start at a probability of 0.01 (arXiv 1708.02002, 4.1), boxes at their reference points.
-    network: Any = detector.network
-    for classes in network.class_embed:
-        nn.init.constant_(classes.bias, -math.log(99))
-    for boxes in network.bbox_embed:
-        nn.init.zeros_(boxes.layers[-1].weight)
-        nn.init.zeros_(boxes.layers[-1].bias)
-    with torch.no_grad():
-        network.bbox_embed[0].layers[-1].bias[2:] = -2.0  # sides of an eighth of the image
+            # transformers, made for loading weights, draws RT-DETR's from N(0, 0.01): maps would all but vanish.
+            nn.init.ones_(module.weight)
+    return detector
 
 
 def _build(kind: Kind, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> tuple[nn.Module, str]:
@@ -275,7 +259,7 @@ def _build(kind: Kind, backbone: Backbone, num_classes: int, options: dict[str, 
 
     if kind != "rt-detr" and options.get("decoder_layers", 2) < 2:
         raise ValueError(
-            f"decoder_layers={options['decoder_layers']}: transformers makes no {kind} with less than two; take 2 or more"
+            f"decoder_layers={options['decoder_layers']}: transformers makes no {kind} with fewer than 2; take more"
         )
     if kind == "deformable-detr":
         if options.get("two_stage"):

@@ -174,9 +174,9 @@ def write_results(path: str | os.PathLike[str], results: Iterable[Result]) -> No
 def annotations_as_results(truth: Annotations, *, masks: bool) -> list[Result]:
     """The annotations themselves as predictions, with a score of 1; crowd regions with one of 0.5.
 
-    Scored against the same annotations their average precision is 1. A crowd region counts for nothing, whether it is
-    found or not; but its box or mask may overlap that of an object in it by more than the threshold. It would then take
-    the object from its true detection, if it came first; so it comes after.
+    Scored against the same annotations their average precision is 1. What is found in a crowd region counts for
+    nothing; but the region itself, as a detection, may overlap an object by more than the threshold and take its place.
+    That object's detection then takes another's, and the last one is left over. So regions come after all objects.
     """
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in truth.images}
     results: list[Result] = []

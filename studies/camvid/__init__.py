@@ -1,0 +1,1 @@
+"""Street scenes of CamVid, segmented by a FasterViT under UPerNet."""
