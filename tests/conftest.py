@@ -30,6 +30,17 @@ def sample_data() -> Path:
     return Path(folder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that is marked ``early`` come first.
+
+    Each process of pytest-xdist starts with its share of the tests as they lie, and one that has nothing left takes the
+    later half of what another one has still to do. So what those files' tests share is made by the first process alone,
+    and towards the end there are short tests to be given away.
+    """
+    early = {item.path for item in items if item.get_closest_marker("early")}
+    items.sort(key=lambda item: item.path not in early)
+
+
 def pytest_runtest_setup() -> None:
     """Every test draws the same numbers, whichever tests ran before it."""
     torch.manual_seed(0)

@@ -13,7 +13,8 @@ import torch
 
 from openfastervit.benchmarking.cases import Case, Row
 from openfastervit.benchmarking.measure import Plan, measure
-from openfastervit.benchmarking.worker import Machine, is_out_of_memory, status_of
+from openfastervit.benchmarking.status import is_out_of_memory, status_of
+from openfastervit.benchmarking.subject import Machine
 from openfastervit.inference.engines import ENGINES, EngineError, EngineKind
 
 POCKET = {"dim": 8, "stem_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 4)}

@@ -30,6 +30,8 @@ def test_each_call_is_timed_and_the_first_is_not_counted() -> None:
     clock = Clock(100, 1, 2, 3)
     assert time_calls(clock.work, 3, clock=clock) == [1, 2, 3]
     assert clock.calls == 4
+    clock = Clock(100, 1, 2, 3)
+    assert time_calls(clock.work, 3, settle=False, clock=clock) == [100, 1, 2]
 
 
 def test_warming_up_goes_on_until_time_and_calls_suffice() -> None:

@@ -145,7 +145,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.early, pytest.mark.timeout(600)]  # one process starts the runs
 
 
 @pytest.mark.parametrize(

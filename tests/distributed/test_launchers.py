@@ -18,7 +18,7 @@ import torch
 from tests.conftest import REPOSITORY
 from tests.distributed.launch import free_port, run, started, torchrun, write_data, write_recipe
 
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.early, pytest.mark.timeout(600)]
 
 FASTERVIT = ["-m", "openfastervit_cli"]
 GUIDE = REPOSITORY / "docs" / "many-machines.md"

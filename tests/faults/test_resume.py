@@ -33,7 +33,7 @@ FOLDER = "openfastervit.training.run_folder:RunFolder"
 UPDATE = f"{RECORDER}.update"
 EVALUATING = f"{RECORDER}.evaluating"
 
-pytestmark = pytest.mark.xdist_group("resume")  # one reference, and one process that they are forked from
+pytestmark = pytest.mark.early  # one reference, and one process that they are forked from
 
 
 @pytest.fixture(scope="module")

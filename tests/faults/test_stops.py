@@ -30,7 +30,7 @@ from tests.faults.runs import (
 )
 from tests.pocket import picture
 
-pytestmark = pytest.mark.xdist_group("stops")  # one process that they are forked from
+pytestmark = pytest.mark.early  # one process that they are forked from
 
 
 @pytest.fixture(scope="module")

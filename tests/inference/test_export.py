@@ -302,7 +302,7 @@ def program_file(classifier: Classifier, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-@pytest.mark.xdist_group("exported")  # one process exports the files
+@pytest.mark.early  # one process exports the files
 def test_wrong_images_are_named(onnx_file: Path, program_file: Path) -> None:
     engine = open_exported(onnx_file)
     with pytest.raises(ValueError, match=r"expected images \(B, 3, 64, 64\), got \[2, 3, 32, 64\]"):
@@ -320,7 +320,7 @@ def test_wrong_images_are_named(onnx_file: Path, program_file: Path) -> None:
         program(pixels(1, 20, 64))
 
 
-@pytest.mark.xdist_group("exported")  # one process exports the files
+@pytest.mark.early  # one process exports the files
 def test_only_pixels_come_back_from_normalised_images(classifier: Classifier, program_file: Path) -> None:
     engine = open_exported(program_file)
     assert engine.name == "torch-program"
@@ -332,7 +332,7 @@ def test_only_pixels_come_back_from_normalised_images(classifier: Classifier, pr
         engine(torch.randn(1, 3, 100, 77))
 
 
-@pytest.mark.xdist_group("exported")  # one process exports the files
+@pytest.mark.early  # one process exports the files
 def test_files_that_are_none(classifier: Classifier, onnx_file: Path, program_file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no exported network"):
         read_about(tmp_path / "none.onnx")

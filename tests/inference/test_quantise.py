@@ -14,7 +14,7 @@ from openfastervit.inference.graphs import to_openvino
 from openfastervit.inference.quantise import quantise_openvino
 from tests.networks import HAT, tiny
 
-pytestmark = pytest.mark.xdist_group("quantise")  # one process quantises what they share
+pytestmark = pytest.mark.early  # one process quantises what they share
 
 
 def photographs(count: int, side: int = 64) -> Tensor:

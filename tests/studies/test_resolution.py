@@ -140,11 +140,12 @@ def test_exponents_and_crossovers_of_known_costs() -> None:
 
 
 def test_two_levels_of_carriers_cost_less_as_images_grow() -> None:
+    """At sides that the windows divide: padding, whose share falls as images grow, would hide how costs do."""
     with torch.device("meta"):
         costs = {
             design: [
                 formula.counted(openfastervit.create_model("fastervit_0", **network_options(design, side)), side, side)
-                for side in (1024, 4096)
+                for side in (896, 3584)
             ]
             for design in ("hat", "hat-2-levels", "global")
         }

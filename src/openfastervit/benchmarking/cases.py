@@ -4,19 +4,17 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from openfastervit.benchmarking.engine_call import open_engine
 from openfastervit.benchmarking.published import published_for
-from openfastervit.inference.engines import Precision
-
-OK = "ok"
-"""The status of a row that was measured whole. Others begin with a kind and a colon, then tell what happened."""
-RUNNING = "running"
-"""The kind of a row that lacks repeats, while they are measured."""
-INTERRUPTED = "interrupted"
-"""The kind of a row that will lack them for ever."""
-
+from openfastervit.benchmarking.status import OK, status_of
+from openfastervit.benchmarking.subject import AnyRow, Called, Machine, Measured
+from openfastervit.benchmarking.timing import percentile, tail
+from openfastervit.inference.engines import ENGINES, EngineError, Precision
+from openfastervit.inference.engines.engine import require
 
 Key = tuple[str, str, str, int, int, int]
 
@@ -48,6 +46,53 @@ class Case:
     def key(self) -> Key:
         """What no other case has."""
         return self.model, self.engine, self.precision, self.batch_size, self.height, self.width
+
+    @property
+    def kin(self) -> tuple[int, str]:
+        """What is compared with one another has this in common."""
+        return self.batch_size, self.precision
+
+    @property
+    def counted(self) -> bool:
+        """Whether torch counts all the memory that it takes of a GPU."""
+        return self.engine.startswith("torch")
+
+    def unavailable(self) -> str | None:
+        """The status of a case whose engine cannot be had here."""
+        kind = ENGINES[self.engine]
+        try:
+            require(self.engine, kind.extra, kind.modules)
+        except EngineError as error:
+            return status_of(error)
+        if self.precision not in kind.precisions:
+            return f"unavailable: {self.engine} has {', '.join(kind.precisions)}, not {self.precision}"
+        return None
+
+    def open(self, machine: Machine) -> AbstractContextManager[Called]:
+        """The network on its engine, in this process."""
+        return open_engine(self, machine)
+
+    def unmeasured(self, status: str, *, threads: int | None = None) -> "Row":
+        """The row without figures."""
+        return empty_row(self, status, threads=threads)
+
+    def measured(self, found: Measured, status: str) -> "Row":
+        """The row with its figures so far."""
+        last = tail(found.seconds)
+        return replace(
+            empty_row(self, status, threads=found.threads),
+            images_per_second=found.images_per_second,
+            images_per_second_q1=found.images_per_second_q1,
+            images_per_second_q3=found.images_per_second_q3,
+            latency_ms_p50=1000 * percentile(found.seconds, 50),
+            latency_ms_p99=None if last is None else 1000 * last,
+            peak_memory_mb=found.peak_memory_mb,
+            memory_before_mb=found.memory_before_mb,
+            memory_kind=found.memory_kind,
+            repeats=found.repeats,
+            calls=len(found.seconds),
+            block=found.block,
+        )
 
     def __str__(self) -> str:
         return f"{self.model} {self.engine} {self.precision} {self.batch_size} x {self.height} x {self.width}"
@@ -147,10 +192,10 @@ def empty_row(case: Case, status: str, *, threads: int | None = None) -> Row:
     )
 
 
-def to_csv(rows: Iterable[Row]) -> str:
+def to_csv(rows: Iterable[AnyRow], columns: Sequence[str] = COLUMNS) -> str:
     """The rows as ``results.csv`` has them."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in asdict(row).items()})

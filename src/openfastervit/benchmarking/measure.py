@@ -9,9 +9,9 @@ A process whose turn it is not is stopped (``SIGSTOP``): the threads of some bac
 would take the processor from the one that is measured. Spinning within its own turn is left as each backend has it, for
 so it would run at a user's.
 
-The processes that are there together form a block: one batch and precision, as many as the free memory holds. Each row
-tells its block: of two rows in different blocks, drift may speak. A case that runs out of memory while others hold
-theirs is measured again alone before it is said not to fit.
+The processes that are there together form a block: of one kin (the same batch and precision, for instance), as many as
+the free memory holds. Each row tells its block: of two rows in different blocks, drift may speak. A case that runs out
+of memory while others hold theirs is measured again alone before it is said not to fit.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ import signal
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from typing import Any, Generic
 
 from openfastervit.benchmarking import memory
-from openfastervit.benchmarking.cases import OK, RUNNING, Case, Row, empty_row
-from openfastervit.benchmarking.timing import TAIL_CALLS, calls_for, percentile, quartiles, tail
-from openfastervit.benchmarking.worker import Built, Failed, Machine, Timed, serve, status_of
-from openfastervit.inference.engines import ENGINES, EngineError
-from openfastervit.inference.engines.engine import require
+from openfastervit.benchmarking.status import OK, RUNNING
+from openfastervit.benchmarking.subject import Machine, Measured, R, Subject
+from openfastervit.benchmarking.timing import TAIL_CALLS, calls_for, quartiles
+from openfastervit.benchmarking.worker import Built, Failed, Timed, serve
 
 SHARE = 0.6
 """Of the free memory that a block may fill."""
@@ -52,15 +52,15 @@ class Plan:
     tail: bool = True
     """At batch 1, calls enough for a 99th percentile over all repeats."""
 
-    def calls(self, case: Case, seconds_a_call: float) -> int:
+    def calls(self, case: Subject[Any], seconds_a_call: float) -> int:
         """Calls of a repeat."""
         least = -(-TAIL_CALLS // self.repeats) if case.batch_size == 1 and self.tail else 1
         return calls_for(seconds_a_call, self.seconds, least)
 
 
 def measure(
-    cases: Sequence[Case], machine: Machine, plan: Plan, *, tell: Callable[[str], None] = lambda line: None
-) -> Iterator[list[Row]]:
+    cases: Sequence[Subject[R]], machine: Machine, plan: Plan, *, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[list[R]]:
     """Measure cases, and give their rows as soon as they are known, then again with each repeat.
 
     Args:
@@ -75,12 +75,12 @@ def measure(
     """
     context = _context()
     waiting = list(cases)
-    again: list[Case] = []
+    again: list[Subject[R]] = []
     number = 0
     while waiting or again:
         number += 1
         alone = not waiting
-        block = _Block(number, machine, plan, tell, context)
+        block: _Block[R] = _Block(number, machine, plan, tell, context)
         try:
             yield from block.fill(again if alone else waiting, largest=1 if alone else LARGEST_BLOCK)
             yield from block.run()
@@ -90,10 +90,10 @@ def measure(
 
 
 @dataclass
-class _Worker:
+class _Worker(Generic[R]):
     """A process, seen from outside."""
 
-    case: Case
+    case: Subject[R]
     process: BaseProcess
     connection: Connection
     built: Built
@@ -102,32 +102,32 @@ class _Worker:
     peak: int = 0
 
 
-class _Block:
+class _Block(Generic[R]):
     """Processes that take turns."""
 
     def __init__(
         self, number: int, machine: Machine, plan: Plan, tell: Callable[[str], None], context: BaseContext
     ) -> None:
         self.number = number
-        self.again: list[Case] = []
+        self.again: list[Subject[R]] = []
         """Cases that did not fit beside the others."""
         self._machine = machine
         self._plan = plan
         self._tell = tell
         self._context = context
-        self._workers: list[_Worker] = []
+        self._workers: list[_Worker[R]] = []
         self._started: BaseProcess | None = None
 
-    def fill(self, waiting: list[Case], largest: int) -> Iterator[list[Row]]:
+    def fill(self, waiting: list[Subject[R]], largest: int) -> Iterator[list[R]]:
         """Take cases from the front of ``waiting`` while memory lasts; the rows of those that cannot be built."""
         room: float | None = None
-        kin = _kin(waiting[0])
-        while waiting and len(self._workers) < largest and _kin(waiting[0]) == kin:
+        kin = waiting[0].kin
+        while waiting and len(self._workers) < largest and waiting[0].kin == kin:
             case = waiting[0]
-            missing = _unavailable(case)
+            missing = case.unavailable()
             if missing is not None:
                 waiting.pop(0)
-                yield [empty_row(case, missing, threads=self._machine.threads)]
+                yield [case.unmeasured(missing, threads=self._machine.threads)]
                 continue
             self._tell(f"building {case}")
             if room is None and not self._machine.device.startswith("cuda"):
@@ -139,7 +139,7 @@ class _Block:
                 if self._workers and answer.status.startswith("out of memory"):
                     self.again.append(case)
                     return
-                yield [empty_row(case, answer.status, threads=self._machine.threads)]
+                yield [case.unmeasured(answer.status, threads=self._machine.threads)]
                 continue
             self._workers.append(_Worker(case, process, connection, answer, peak=answer.peak))
             self._started = None
@@ -148,7 +148,7 @@ class _Block:
             if room is not None and self._taken() > room:
                 return
 
-    def run(self) -> Iterator[list[Row]]:
+    def run(self) -> Iterator[list[R]]:
         """All repeats of all; the rows after each, for they may be the last."""
         for repeat in range(self._plan.repeats):
             if not self._workers:
@@ -167,7 +167,7 @@ class _Block:
                 if beside_others and answer.status.startswith("out of memory"):
                     self.again.append(worker.case)
                 else:
-                    yield [empty_row(worker.case, answer.status, threads=worker.built.threads)]
+                    yield [worker.case.unmeasured(answer.status, threads=worker.built.threads)]
             yield [row_of(worker, self.number, self._plan) for worker in self._workers]
 
     def end(self) -> None:
@@ -187,7 +187,7 @@ class _Block:
         built = [worker.built for worker in self._workers]
         return sum(one.held - one.before for one in built) + max(one.peak - one.before for one in built)
 
-    def _start(self, case: Case) -> tuple[Built | Failed, BaseProcess, Connection]:
+    def _start(self, case: Subject[R]) -> tuple[Built | Failed, BaseProcess, Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(  # type: ignore[attr-defined]
             target=serve, args=(case, self._machine, theirs), daemon=True
@@ -205,7 +205,7 @@ class _Block:
             _stop(process)
         return answer, process, ours
 
-    def _turn(self, worker: _Worker) -> Timed | Failed:
+    def _turn(self, worker: _Worker[R]) -> Timed | Failed:
         _go_on(worker.process)
         with contextlib.suppress(BrokenPipeError):  # it ended while it waited: the answer will say so
             worker.connection.send(self._plan.calls(worker.case, worker.built.seconds_a_call))
@@ -219,45 +219,27 @@ class _Block:
         return answer
 
 
-def row_of(worker: _Worker, block: int, plan: Plan) -> Row:
+def row_of(worker: _Worker[R], block: int, plan: Plan) -> R:
     """The row of a worker's repeats."""
-    case = worker.case
+    case, built = worker.case, worker.built
     rates = [case.batch_size * len(seconds) / sum(seconds) for seconds in worker.seconds]
-    calls = [second for seconds in worker.seconds for second in seconds]
     low, high = quartiles(rates)
-    last = tail(calls)
-    return replace(
-        empty_row(case, OK if len(rates) == plan.repeats else f"{RUNNING}: {len(rates)} of {plan.repeats} repeats"),
+    found = Measured(
         images_per_second=statistics.median(rates),
         images_per_second_q1=low,
         images_per_second_q3=high,
-        latency_ms_p50=1000 * percentile(calls, 50),
-        latency_ms_p99=None if last is None else 1000 * last,
+        seconds=tuple(second for seconds in worker.seconds for second in seconds),
         peak_memory_mb=worker.peak / 1e6,
-        memory_before_mb=worker.built.before / 1e6,
-        memory_kind=worker.built.memory_kind,
+        memory_before_mb=built.before / 1e6,
+        memory_kind=built.memory_kind,
         repeats=len(rates),
-        calls=len(calls),
-        threads=worker.built.threads,
+        threads=built.threads,
         block=block,
+        facts=built.facts,
     )
-
-
-def _kin(case: Case) -> tuple[int, str]:
-    """What is compared with one another has this in common."""
-    return case.batch_size, case.precision
-
-
-def _unavailable(case: Case) -> str | None:
-    """The status of a case whose engine cannot be had here."""
-    kind = ENGINES[case.engine]
-    try:
-        require(case.engine, kind.extra, kind.modules)
-    except EngineError as error:
-        return status_of(error)
-    if case.precision not in kind.precisions:
-        return f"unavailable: {case.engine} has {', '.join(kind.precisions)}, not {case.precision}"
-    return None
+    return case.measured(
+        found, OK if len(rates) == plan.repeats else f"{RUNNING}: {len(rates)} of {plan.repeats} repeats"
+    )
 
 
 def _answer(process: BaseProcess, connection: Connection) -> Built | Timed | Failed:

@@ -38,9 +38,19 @@ def warm_up(
     return statistics.median(times[-5:])
 
 
-def time_calls(call: Callable[[], object], count: int, *, clock: Clock = time.perf_counter) -> list[float]:
-    """Seconds of each of ``count`` calls, after one that is not counted: other work has filled the caches."""
-    call()
+def time_calls(
+    call: Callable[[], object], count: int, *, settle: bool = True, clock: Clock = time.perf_counter
+) -> list[float]:
+    """Seconds of each of ``count`` calls, after one that is not counted: other work has filled the caches.
+
+    Args:
+        call: Done when it returns.
+        count: Calls.
+        settle: Make the one that is not counted. Calls of seconds fill the caches many times over: they need none.
+        clock: What tells the time.
+    """
+    if settle:
+        call()
     return [_timed(call, clock) for _ in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""A process that holds one network on one engine, and times it when it is told to.
+"""A process that holds what one case measures, and times it when it is told to.
 
 It knows nothing of the others. What goes wrong in it, memory that runs out included, ends it and no other: its last
 message says what happened, or its exit code does.
@@ -7,45 +7,28 @@ message says what happened, or its exit code does.
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from openfastervit.benchmarking import memory
-from openfastervit.benchmarking.cases import Case
-from openfastervit.benchmarking.peers import build_network
+from openfastervit.benchmarking.status import status_of
+from openfastervit.benchmarking.subject import Machine, Subject
 from openfastervit.benchmarking.timing import time_calls, warm_up
-from openfastervit.inference.engines import Engine, EngineError, Settings, create_engine
-from openfastervit.inference.engines.engine import in_channels
 
-CALIBRATION_IMAGES = 8
-"""Random ones: what they are decides int8's ranges, not its speed."""
-_NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|bad_alloc|bad allocation|failed to alloc", re.I
-)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a case is measured."""
-
-    device: str = "cpu"
-    threads: int | None = None
-    memory_limit: int | None = None
-    """Bytes of data that a process may take."""
-    warm_up_seconds: float = 0.3
+LONG = 2.0
+"""Seconds of a call from which on none goes uncounted before those of a turn."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """The engine is there and warm."""
+    """What is measured is there and warm."""
 
     seconds_a_call: float
     threads: int
@@ -58,6 +41,8 @@ class Built:
     free: int | None
     """Bytes that were free before, where they are counted."""
     memory_kind: str
+    facts: Mapping[str, Any]
+    """What the row says beside the figures."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,7 @@ class Timed:
     seconds: list[float]
     """Of each call."""
     peak: int
-    """Bytes, since the engine was built."""
+    """Bytes, since it was built."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class Failed:
     status: str
 
 
-def serve(case: Case, machine: Machine, connection: Connection) -> None:
+def serve(case: Subject[Any], machine: Machine, connection: Connection) -> None:
     """Build what the case asks for, answer ``Built``; then a ``Timed`` for each number of calls, until None comes.
 
     Where something goes wrong the answer is ``Failed``, and the process ends.
@@ -97,90 +82,25 @@ def serve(case: Case, machine: Machine, connection: Connection) -> None:
         connection.send(Failed(status_of(error)))
 
 
-def status_of(error: BaseException) -> str:
-    """What a row says of an error: a kind, a colon, and the message on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if is_out_of_memory(error):
-        return f"out of memory: {_short(text)}"
-    if isinstance(error, _UnsupportedSizeError):
-        return f"unsupported at this size: {_short(text)}"
-    if isinstance(error, EngineError):
-        return f"unavailable: {_short(text)}"
-    return f"failed: {type(error).__name__}: {_short(text)}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's and other backends' have no class in common."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
-
-
-class _UnsupportedSizeError(ValueError):
-    """A network does not take images of that size."""
-
-
-def _serve(case: Case, machine: Machine, connection: Connection) -> None:
+def _serve(case: Subject[Any], machine: Machine, connection: Connection) -> None:
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
-    meter = _Meter(case, machine)
-    network = _network(case)
-    channels = in_channels(network)
-    generator = torch.Generator().manual_seed(0)
-
-    def images(count: int) -> Tensor:
-        return torch.randn(count, channels, *case.size, generator=generator)
-
-    settings = Settings(
-        size=case.size,
-        precision=case.precision,
-        batch_size=case.batch_size,
-        device=machine.device,
-        threads=machine.threads,
-        calibration=images(CALIBRATION_IMAGES) if case.precision == "int8" else None,
-    )
-    with contextlib.closing(create_engine(network, case.engine, settings)) as engine:
-        batch = images(case.batch_size).to(engine.device)
-        call = _call(engine, batch)
-        del network
+    meter = _Meter(machine, counted=case.counted)
+    with case.open(machine) as called:
+        call = called.call
         call()  # what compiles does so now, and its memory is not counted
         meter.begin()
         seconds = warm_up(call, seconds=machine.warm_up_seconds)
         peak = meter.peak()
         meter.tidy()
-        held = meter.held()
-        connection.send(Built(seconds, torch.get_num_threads(), held, peak, meter.before, meter.free, meter.kind))
+        held, facts = meter.held(), dict(called.facts())
+        threads = torch.get_num_threads()
+        connection.send(Built(seconds, threads, held, peak, meter.before, meter.free, meter.kind, facts))
         while (calls := connection.recv()) is not None:
-            timed = time_calls(call, calls)
+            timed = time_calls(call, calls, settle=seconds < LONG)
             peak = max(peak, meter.peak())
             meter.tidy()
             connection.send(Timed(timed, peak))
-
-
-def _call(engine: Engine, batch: Tensor) -> Callable[[], Tensor]:
-    """One call, done when it returns."""
-    if engine.device.type == "cuda":
-
-        def call() -> Tensor:
-            logits = engine(batch)
-            torch.cuda.synchronize(engine.device)
-            return logits
-
-        return call
-    return lambda: engine(batch)
-
-
-def _network(case: Case) -> nn.Module:
-    """The network, once a pass of one image shows that it takes that size."""
-    try:
-        network = build_network(case.architecture, case.size, peer=case.peer, options=case.options)
-        with torch.inference_mode():
-            network(torch.zeros(1, in_channels(network), *case.size))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise _UnsupportedSizeError(str(error) or type(error).__name__) from error
-    return network
 
 
 class _Meter:
@@ -190,9 +110,9 @@ class _Meter:
     keep between calls.
     """
 
-    def __init__(self, case: Case, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, counted: bool) -> None:
         self._cuda = torch.device(machine.device) if machine.device.startswith("cuda") else None
-        self._counted = case.engine.startswith("torch")
+        self._counted = counted
         self.free: int | None
         if self._cuda is None:
             self.kind = "process"
@@ -249,7 +169,3 @@ def _end_first() -> None:
 
 
 _PR_SET_PDEATHSIG = 1
-
-
-def _short(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,58 +1,49 @@
 """Detectors as graphs of fixed shapes: one image of one size in, a fixed number of detections out.
 
 torchvision's detectors decide in Python how many boxes go on, image by image and level by level, which no exporter
-follows. Here every step has room for as many boxes as there can be at most, and places that stay empty carry a score
-below 0: the same boxes, scores, classes and masks, but for rounding.
+follows. Here every step has room for as many boxes as there can be at most, and places that stay empty score below 0:
+the same boxes, scores, classes and masks as the network's, but for rounding.
 """
 
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
+from torchvision.ops import MultiScaleRoIAlign, box_convert
 
+from openfastervit.inference.box_operations import EMPTY, kept_by_nms, pooled
 from openfastervit.inference.folded_backbone import folded_backbone
+from openfastervit.models.features import DenseNetwork
 from openfastervit.tasks.detection.cascade import SMALLEST_SIDE, CascadeRoIHeads
+from openfastervit.tasks.detection.detr import DetrDetector
 from openfastervit.tasks.detection.rcnn import MAPS, RCNN
 
-EMPTY = -1.0
-"""The score of a place without a box. Scores are probabilities, which no box has below 0."""
+Size = tuple[int, int]
 
 
-class RCNNGraph(nn.Module):
-    """An R-CNN for images of one size, in evaluation mode.
+class DetectorGraph(nn.Module):
+    """A detector for padded images of one size, in evaluation mode."""
 
-    All suppression is done without a threshold for scores, which may be put afterwards: a box is only ever suppressed
-    by one that scores higher, so that those above a threshold are the same either way.
+    masks: nn.Module | None = None
 
-    Args:
-        model: Left as it is.
-        size: Height and width of the padded images, multiples of 32.
-    """
-
-    def __init__(self, model: RCNN, size: tuple[int, int]) -> None:
+    def __init__(self, score_threshold: float) -> None:
         super().__init__()
-        heads = model.roi_heads
-        self.body = folded_backbone(model.feature_backbone, size)
-        self.fpn = copy.deepcopy(model.backbone.fpn)
-        with torch.no_grad():
-            maps = self._maps(torch.zeros(1, 3, *size))
-        self.proposals = _Proposals(model.rpn, size, list(maps.values()))
-        stages = list(heads.stages) if isinstance(heads, CascadeRoIHeads) else [heads]
-        self.boxes = _BoxHeads(cast("list[RoIHeads]", stages))
-        self.masks = _MaskHead(heads) if heads.has_mask() else None
-        self.eval().requires_grad_(False)
+        self.score_threshold = score_threshold
 
-    def _maps(self, images: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.fpn(OrderedDict(zip(MAPS, self.body(images), strict=True)))
-        return maps
+    @property
+    def outputs(self) -> list[str]:
+        """Their names."""
+        return ["boxes", "scores", "labels", "count", *([] if self.masks is None else ["masks"])]
+
+    def find(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        """Boxes, scores (``EMPTY`` where there is none), labels and perhaps masks, without a threshold."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """The detections of an image.
@@ -62,36 +53,83 @@ class RCNNGraph(nn.Module):
             size: Height and width of that image ``(2,)``, int64.
 
         Returns:
-            ``boxes`` ``(D, 4)``, ``scores`` ``(D,)`` that fall, ``labels`` ``(D,)`` from 1, and perhaps ``masks``
-            ``(D, M, M)``, the probabilities inside each box. D is fixed; places without a detection have the score 0
-            and the label 0.
+            ``boxes`` ``(D, 4)`` in pixels of ``images``, ``scores`` ``(D,)`` that fall, ``labels`` ``(D,)`` from 1,
+            ``count`` ``()``, and perhaps ``masks`` ``(D, M, M)``, the probabilities inside each box. The first
+            ``count`` are those that the network gives; the rest scores below its threshold. Where there is no box,
+            score and label are 0.
         """
+        boxes, scores, labels, *masks = self.find(images, size)
+        count = (scores > self.score_threshold).sum()
+        return boxes, scores.clamp(min=0), torch.where(scores >= 0, labels, 0), count, *masks
+
+
+def detector_graph(model: DenseNetwork, size: Size) -> DetectorGraph:
+    """The graph of a detector, which is left as it is.
+
+    Args:
+        model: One of ``tasks.detection``.
+        size: Height and width of the padded images, multiples of 32.
+
+    Raises:
+        ValueError: If the images are too small for the detector.
+    """
+    if isinstance(model, DetrDetector):
+        return DetrGraph(model, size)
+    assert isinstance(model, RCNN)
+    return RCNNGraph(model, size)
+
+
+# --- R-CNNs -----------------------------------------------------------------------------------------------------------
+
+
+class RCNNGraph(DetectorGraph):
+    """An R-CNN, plain or a cascade.
+
+    All suppression is done without the threshold for scores, which is put afterwards: only a box that scores higher
+    ever suppresses another, so that those above a threshold are the same either way. So there is no bound on how many
+    candidates there may be.
+    """
+
+    def __init__(self, model: RCNN, size: Size) -> None:
+        heads = model.roi_heads
+        stages = cast("list[RoIHeads]", list(heads.stages) if isinstance(heads, CascadeRoIHeads) else [heads])
+        super().__init__(stages[-1].score_thresh)
+        self.body = folded_backbone(model.feature_backbone, size)
+        self.fpn = copy.deepcopy(model.backbone.fpn)
+        with torch.no_grad():
+            maps = self._maps(torch.zeros(1, 3, *size))
+        self.proposals = _Proposals(model.rpn, size, list(maps.values()))
+        self.boxes = _BoxHeads(stages)
+        self.masks = _MaskHead(heads) if heads.has_mask() else None
+        self.eval().requires_grad_(False)
+
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(OrderedDict(zip(MAPS, self.body(images), strict=True)))
+        return maps
+
+    def find(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        """As ``DetectorGraph.find`` says."""
         maps = self._maps(images)
-        height, width = size.to(images.dtype).unbind()
-        corner = torch.stack((width, height, width, height))
+        corner = _corner(size, images)
         boxes, real = self.proposals(list(maps.values()), corner)
         pooled_from = [maps[name] for name in MAPS]
         boxes, scores, labels = self.boxes(pooled_from, boxes, real, corner)
         masks = [] if self.masks is None else [self.masks(pooled_from, boxes, labels)]
-        found = scores >= 0
-        return boxes, scores.clamp(min=0), torch.where(found, labels, 0), *masks
+        return boxes, scores, labels, *masks
 
 
 class _Proposals(nn.Module):
     """torchvision's ``RegionProposalNetwork``, with anchors that are there already."""
 
-    def __init__(self, rpn: RegionProposalNetwork, size: tuple[int, int], maps: Sequence[Tensor]) -> None:
+    def __init__(self, rpn: RegionProposalNetwork, size: Size, maps: Sequence[Tensor]) -> None:
         super().__init__()
         self.head = copy.deepcopy(rpn.head)
         self.decode: Callable[[Tensor, Tensor], Tensor] = rpn.box_coder.decode_single
-        self.most_before = rpn._pre_nms_top_n["testing"]
-        self.most = rpn._post_nms_top_n["testing"]
-        self.iou = rpn.nms_thresh
-        self.least_score, self.least_side = rpn.score_thresh, rpn.min_size
+        self.most_before, self.most = rpn._pre_nms_top_n["testing"], rpn._post_nms_top_n["testing"]
+        self.iou, self.least_score, self.least_side = rpn.nms_thresh, rpn.score_thresh, rpn.min_size
         (anchors,) = rpn.anchor_generator(ImageList(torch.zeros(1, 3, *size), [size]), list(maps))
         each = rpn.anchor_generator.num_anchors_per_location()
-        counts = [n * one.shape[2] * one.shape[3] for n, one in zip(each, maps, strict=True)]
-        self.levels = len(counts)
+        counts = [number * one.shape[2] * one.shape[3] for number, one in zip(each, maps, strict=True)]
         for level, part in enumerate(anchors.split(counts)):
             self.register_buffer(f"anchors{level}", part, persistent=False)
 
@@ -116,7 +154,7 @@ class _Proposals(nn.Module):
 
 
 class _BoxHeads(nn.Module):
-    """One box head, torchvision's, or several in a row, those of a cascade."""
+    """torchvision's box head, or several in a row, those of a cascade."""
 
     def __init__(self, stages: Sequence[RoIHeads]) -> None:
         super().__init__()
@@ -127,22 +165,23 @@ class _BoxHeads(nn.Module):
         self.decoders: list[Callable[[Tensor, Tensor], Tensor]] = [stage.box_coder.decode_single for stage in stages]
         self.iou, self.most = last.nms_thresh, last.detections_per_img
 
-    def forward(self, maps: list[Tensor], boxes: Tensor, real: Tensor, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of proposals ``(P, 4)`` the detections: boxes ``(D, 4)``, scores and labels ``(D,)``."""
+    def forward(
+        self, maps: list[Tensor], boxes: Tensor, real: Tensor, corner: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of proposals ``(P, 4)``, those that are ``real``, detections: boxes ``(D, 4)``, scores, labels ``(D,)``."""
         probabilities = []
         for head, predictor, decode in zip(self.heads, self.predictors, self.decoders, strict=True):
             logits, deltas = predictor(head(self.pool(maps, boxes)))
             probabilities.append(logits.softmax(-1))
             decoded = _clipped(decode(deltas, boxes).unflatten(1, (-1, 4)), corner)
-            boxes = decoded[:, 0]  # in a cascade there is one for all classes
+            boxes = decoded[:, 0]  # in a cascade it is that of all classes
         scores = torch.stack(probabilities).mean(0)[:, 1:].T  # (K, P), without the background
         by_class = decoded[:, 1:] if decoded.shape[1] > 1 else decoded.expand(-1, len(scores), -1)
         by_class = by_class.transpose(0, 1)  # (K, P, 4)
         scores = torch.where(real & _has_sides(by_class, SMALLEST_SIDE), scores, EMPTY)
         kept = kept_by_nms(by_class, scores, self.iou, self.most)
-        scores = torch.where(kept, scores, EMPTY).flatten()
-        best = scores.topk(min(self.most, len(scores)))
-        labels = best.indices.div(kept.shape[1], rounding_mode="floor") + 1
+        best = torch.where(kept, scores, EMPTY).flatten().topk(min(self.most, scores.numel()))
+        labels = best.indices.div(scores.shape[1], rounding_mode="floor") + 1
         return by_class.reshape(-1, 4)[best.indices], best.values, labels
 
 
@@ -158,7 +197,7 @@ class _MaskHead(nn.Module):
         """Probabilities ``(D, M, M)``."""
         logits = self.predictor(self.head(self.pool(maps, boxes)))
         own = labels.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
-        return logits.gather(1, own)[:, 0].sigmoid()
+        return cast(Tensor, logits.gather(1, own)[:, 0].sigmoid())
 
 
 class _Pool(nn.Module):
@@ -174,11 +213,54 @@ class _Pool(nn.Module):
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """What is in boxes ``(N, 4)``: ``(N, C, height, width)``."""
         levels = self.map_levels([boxes])
-        return cast(Tensor, pooled(maps, boxes, levels, self.scales, self.height, self.width, self.samples))
+        return pooled(maps, boxes, levels, self.scales, self.height, self.width, self.samples)
+
+
+# --- Detection transformers -------------------------------------------------------------------------------------------
+
+
+class DetrGraph(DetectorGraph):
+    """A detection transformer. It has no suppression, and fixed shapes by itself."""
+
+    def __init__(self, model: DetrDetector, size: Size) -> None:
+        super().__init__(model.score_threshold)
+        model._check_cells(size)
+        copied = copy.deepcopy(model)
+        copied.set_submodule(model.backbone_name, folded_backbone(model.feature_backbone, size))
+        self.network = copied.network
+        self.sees_padding = model.sees_padding
+        self.most = model.detections_per_image
+        self.eval().requires_grad_(False)
+
+    def find(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        """As ``DetectorGraph.find`` says."""
+        corner = _corner(size, images)
+        height, width = images.shape[-2:]
+        inputs = {"pixel_values": images}
+        unit = images.new_tensor([width, height, width, height])
+        if self.sees_padding:
+            unit = corner
+            inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
+            inputs["pixel_mask"] = inside[None].long()
+        found = self.network(**inputs)
+        scores = found.logits[0].sigmoid()
+        best = scores.flatten().topk(min(self.most, scores.numel()))
+        classes = scores.shape[1]
+        boxes = box_convert(found.pred_boxes[0][best.indices.div(classes, rounding_mode="floor")], "cxcywh", "xyxy")
+        return _clipped(boxes * unit, corner), best.values, best.indices % classes + 1
+
+
+# --- Boxes ------------------------------------------------------------------------------------------------------------
+
+
+def _corner(size: Tensor, images: Tensor) -> Tensor:
+    """The lower right corner, twice, of an image of a height and width: what its boxes are bounded by."""
+    height, width = size.to(images.dtype).unbind()
+    return torch.stack((width, height, width, height))
 
 
 def _clipped(boxes: Tensor, corner: Tensor) -> Tensor:
-    """Boxes ``(..., 4)`` inside an image whose width, height, width and height are ``corner``."""
+    """Boxes ``(..., 4)`` inside an image with that corner."""
     return torch.minimum(boxes.clamp(min=0), corner)
 
 
@@ -187,112 +269,4 @@ def _has_sides(boxes: Tensor, least: float) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2] >= least).all(-1)
 
 
-# --- Steps inside which there are no fixed shapes ----------------------------------------------------------------------
-
-
-@torch.library.custom_op("openfastervit::pooled", mutates_args=())
-def pooled(
-    maps: list[Tensor], boxes: Tensor, levels: Tensor, scales: list[float], height: int, width: int, samples: int
-) -> Tensor:
-    """RoIAlign, each box on the map of its level.
-
-    Args:
-        maps: ``(1, C, H_i, W_i)``.
-        boxes: ``(N, 4)``, in pixels.
-        levels: Which of the maps, ``(N,)``.
-        scales: Cells a pixel, of each map.
-        height: Of the result, in cells.
-        width: Of the result.
-        samples: In a cell of the result, down and across.
-
-    Returns:
-        ``(N, C, height, width)``.
-    """
-    found = boxes.new_zeros(len(boxes), maps[0].shape[1], height, width)
-    for level, (one, scale) in enumerate(zip(maps, scales, strict=True)):
-        (here,) = torch.where(levels == level)
-        found[here] = roi_align(one, [boxes[here]], (height, width), scale, samples)
-    return found
-
-
-@pooled.register_fake
-def _(
-    maps: list[Tensor], boxes: Tensor, levels: Tensor, scales: list[float], height: int, width: int, samples: int
-) -> Tensor:
-    return boxes.new_empty(len(boxes), maps[0].shape[1], height, width)
-
-
-@torch.library.custom_op("openfastervit::kept_by_nms", mutates_args=())
-def kept_by_nms(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    """Non-maximum suppression in each group by itself.
-
-    Args:
-        boxes: ``(G, P, 4)``.
-        scores: ``(G, P)``, below 0 where there is no box.
-        iou: Above it the lower of two boxes goes.
-        most: At most so many, the best ones, are kept in each group.
-
-    Returns:
-        Which boxes are kept ``(G, P)``.
-    """
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    for group in range(len(scores)):
-        (real,) = torch.where(scores[group] >= 0)
-        kept[group, real[nms(boxes[group, real], scores[group, real], iou)[:most]]] = True
-    return kept
-
-
-@kept_by_nms.register_fake
-def _(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
-
-
-def translations() -> dict[Any, Any]:
-    """Into ONNX, for torch's exporter."""
-    import onnxscript
-
-    op: Any = onnxscript.opset20
-
-    def kept(boxes: Any, scores: Any, iou: float, most: int) -> Any:
-        groups, places = (int(side) for side in scores.shape)
-        limits = op.Constant(value_ints=[most]), op.Constant(value_floats=[iou]), op.Constant(value_floats=[EMPTY / 2])
-        chosen = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, op.Constant(value_ints=[1])), *limits)
-        # Rows of group, class (there is one), place. A row more, of no group: runtimes dislike to write nothing.
-        spare = op.Reshape(op.Constant(value_ints=[groups, 0]), op.Constant(value_ints=[1, 2]))
-        rows = op.Concat(op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1), spare, axis=0)
-        ones = op.Expand(op.Constant(value_floats=[1.0]), op.Shape(rows, start=0, end=1))
-        nothing = op.Expand(op.Constant(value_floats=[0.0]), op.Constant(value_ints=[groups + 1, places]))
-        marked = op.ScatterND(nothing, rows, ones)
-        first, last = op.Constant(value_ints=[0]), op.Constant(value_ints=[groups])
-        return op.Cast(op.Slice(marked, first, last, first), to=9)  # bool
-
-    def pool(
-        maps: Sequence[Any], boxes: Any, levels: Any, scales: Sequence[float], height: int, width: int, samples: int
-    ) -> Any:
-        first = op.Constant(value_ints=[0])
-        places, rows = [], []
-        for level, (one, scale) in enumerate(zip(maps, scales, strict=True)):
-            here = op.Squeeze(op.NonZero(op.Equal(levels, op.Constant(value_int=level))), first)
-            image = op.Expand(first, op.Shape(here))
-            places.append(here)
-            rows.append(
-                op.RoiAlign(
-                    one,
-                    op.Gather(boxes, here),
-                    image,
-                    coordinate_transformation_mode="output_half_pixel",
-                    output_height=height,
-                    output_width=width,
-                    sampling_ratio=samples,
-                    spatial_scale=scale,
-                )
-            )
-        count = int(boxes.shape[0])
-        numbers = op.Constant(value_ints=list(range(count)))
-        rank = op.ScatterElements(numbers, op.Concat(*places, axis=0), numbers, axis=0)
-        return op.Gather(op.Concat(*rows, axis=0), rank)
-
-    return {
-        torch.ops.openfastervit.kept_by_nms.default: kept,
-        torch.ops.openfastervit.pooled.default: pool,
-    }
+__all__ = ["DetectorGraph", "DetrGraph", "RCNNGraph", "detector_graph"]

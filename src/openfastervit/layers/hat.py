@@ -375,7 +375,8 @@ def check_carrier_options(
         raise ValueError(f'carrier_pooling={carrier_pooling!r} is neither "released" nor "aligned"')
     if mask_padding not in (True, False):
         raise ValueError(f"mask_padding={mask_padding!r} is neither True nor False")
-    if carrier_levels == 2 and "carrier_attention" in left_out(without):
+    parts = left_out(without)
+    if carrier_levels == 2 and "carrier_attention" in parts:
         raise ValueError(
             f"without={without!r} and carrier_levels=2: carriers that do not attend have no use for carriers of their "
             "own; give one of the two"

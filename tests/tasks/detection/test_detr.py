@@ -82,6 +82,7 @@ def normalised(images: list[Tensor]) -> Tensor:
 def test_the_loss_is_the_library_s(kind: str, counts: tuple[int, int]) -> None:
     """Their sum, to the last digits, on inputs and labels that are made here by hand."""
     network = detector(kind, fixed_size=(96, 128)).train()
+    assert network.config.auxiliary_loss  # all layers of the decoder learn, as published
     images, targets = photos((96, 128), (96, 128)), objects(*counts)
     torch.manual_seed(5)
     losses = network(images, targets)

@@ -79,7 +79,7 @@ class UPerNet(Segmenter):
 
     def _check_batch(self, images: Tensor) -> None:
         """Refuse what torch's ``BatchNorm2d`` would refuse in the pooled map of one cell, and say why."""
-        if len(images) > 1:
+        if not self.training or len(images) > 1:
             return
         for block in self.network.decode_head.psp_modules.blocks:
             pool, convolution = block.layers
