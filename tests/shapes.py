@@ -70,11 +70,12 @@ def write_coco(folder: Path, *, train: int = 8, val: int = 4) -> Path:
     return folder
 
 
-def write_semantic(folder: Path, *, train: int = 8, val: int = 4) -> Path:
+def write_semantic(folder: Path, *, train: int = 8, val: int = 4, test: int = 0) -> Path:
     """Images and index PNGs: 0 is the background, 1 to 3 the colours; the lowest row is ignored."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.txt").write_text("\n".join(("ground", *CLASSES)) + "\n")
-    for split, count, first in (("train", train, 0), ("val", val, 1000)):
+    splits = (("train", train, 0), ("val", val, 1000), ("test", test, 2000))
+    for split, count, first in splits[: 3 if test else 2]:
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
         for number in range(first, first + count):

@@ -19,16 +19,16 @@ from torch import nn
 
 from openfastervit.training.batch_norm import GlobalBatchNorm2d
 from openfastervit.training.parallel import read_on_first
-from openfastervit.training.recipe import ClassificationRecipe, make_recipe
-from openfastervit.training.run import resume, start
+from openfastervit.training.recipe import make_recipe
+from openfastervit.training.run import RECIPES, resume, start
 
 PATIENCE = 480
 """Seconds after which a process that hangs tells where, and ends."""
 RANK, COUNT = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def train(out: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    return {"metrics": start(make_recipe(recipe, ClassificationRecipe), out).metrics}
+def train(out: str, recipe: dict[str, Any], task: str = "classification") -> dict[str, Any]:
+    return {"metrics": start(make_recipe(recipe, RECIPES[task]), out).metrics}
 
 
 def go_on(out: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.docs.reader import blocks, commands, shortened, write_photos
 from tests.pocket import write_checkpoint
+from tests.shapes import write_coco, write_semantic
 
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BIN = Path(sys.executable).parent
@@ -52,6 +53,8 @@ def test_readme_commands(demo: Path) -> None:
     assert "make demo" in seen
     assert "make test" in seen
     write_photos(demo / "photos")
+    write_coco(demo / "coco")
+    write_semantic(demo / "scenes")
     for command in seen:
         if command == "make demo":
             continue  # the fixture ran it
@@ -67,7 +70,13 @@ def test_readme_commands(demo: Path) -> None:
     assert (demo / "demo-report" / "scores.csv").is_file()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+AFTER_COMMANDS = ("detection.md", "segmentation.md")
+"""Their Python uses what their commands leave: ``test_dense_documents`` runs both."""
+
+
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if path.name not in AFTER_COMMANDS], ids=lambda path: path.name
+)
 def test_python_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos")
