@@ -94,7 +94,7 @@ def epoch(data: Path, out: Path, settings: Row, command: list[str], few: bool) -
     if few:
         names = ("train.json", "val.json")
         files = [write_subset(file, out / name, FEW) for file, name in zip(files, names, strict=True)]
-    once = {**settings, "epochs": 1, "warmup_epochs": 0.5, "hflip": 0.5, "eval_every": 1}
+    once = {**settings, "epochs": 1, "warmup_epochs": 0.5, "hflip": 0.5, "eval_every": 1, "save_steps": 5}
     places = {"train_images": str(found.images), "val_images": str(judged.images)}
     places |= {"train_annotations": str(files[0]), "val_annotations": str(files[1])}
     recipe = read_recipe(RECIPE, DetectionRecipe, **once, **places)

@@ -89,3 +89,42 @@ def test_what_the_table_says_of_the_studies() -> None:
         row["variant"]: float(row["fastervit_0_images_per_second"]) for row in rows_of("attention_designs_cpu.csv")
     }
     assert [name for name, value in speed.items() if value < speed["hat"]] == ["global"]
+
+
+def test_coco_tiny() -> None:
+    measured = rows_of("coco_tiny_cpu.csv")
+    told = table_after("studies/results/coco_tiny_cpu.csv")
+    assert len(told) == len(measured) == 4
+    for row, run in zip(told, measured, strict=True):
+        assert (row["part"], row["judged on"]) == (run["part"], run["split"])
+        assert (row["photographs"], row["updates"]) == (run["photographs"], run["updates"])
+        for kind in ("box", "mask"):
+            assert row[f"{kind} AP"] == f"{float(run[f'{kind}_ap']):.3f}"
+    assert all(float(run["box_ap"]) == float(run["mask_ap"]) == 1 for run in measured if run["part"] == "ground_truth")
+    (learned,) = (run for run in measured if run["part"] == "overfit")
+    assert float(learned["box_ap"]) >= 0.8
+    assert float(learned["mask_ap"]) >= 0.7
+    (epoch,) = (run for run in measured if run["part"] == "epoch")
+    assert int(epoch["starts"]) == 2, "killed and resumed"
+
+
+def test_camvid() -> None:
+    measured = rows_of("camvid_cpu.csv")
+    told = table_after("studies/results/camvid_cpu.csv")
+    for row, run in zip(told, measured, strict=True):
+        assert (row["split"], row["images"], row["look"]) == (run["split"], run["images"], run["look"])
+        for name, column in (
+            ("mIoU", "miou"),
+            ("mean accuracy", "mean_accuracy"),
+            ("pixel accuracy", "pixel_accuracy"),
+        ):
+            assert row[name] == f"{float(run[column]):.3f}"
+    classes = table_after("classes of studies/results/camvid_cpu.csv")
+    single = {run["split"]: run for run in measured if run["look"] == "single"}
+    assert {f"iou_{row['class']}" for row in classes} == {name for name in measured[0] if name.startswith("iou_")}
+    for row in classes:
+        for split in ("val", "test"):
+            assert row[split] == f"{float(single[split]['iou_' + row['class']]):.3f}"
+    last = rows_of("camvid_curve_cpu.csv")[-1]
+    verdict = DOCUMENT.read_text(encoding="utf-8").partition("`python -m studies.camvid ")[2].partition("\n")[0]
+    assert f"{float(last['val_miou']):.3f} after {int(last['train_seconds']) // 60 + 1} minutes" in verdict

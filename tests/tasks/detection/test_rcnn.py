@@ -143,14 +143,16 @@ def test_plain_kinds_are_torchvisions(kind, torchvisions, options, by_hand):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_options_of_a_cascade_reach_every_stage():
-    model = detector(**OPTIONS)
+@pytest.mark.parametrize(("kind", "count"), list(zip(KINDS, (3, 3, 1, 1), strict=True)))
+def test_options_reach_every_stage(kind, count):
+    model = detector(kind, **OPTIONS)
     transform, anchors = model.transform, model.rpn.anchor_generator
     assert (transform.image_mean, transform.image_std) == (BY_HAND["image_mean"], BY_HAND["image_std"])
     assert (transform.min_size, transform.max_size) == ((96, 128), 192)
     assert (anchors.sizes, anchors.aspect_ratios) == (((8,), (16,), (32,), (64,), (128,)), ((0.6, 1.5),) * 5)
-    assert len(model.roi_heads.stages) == 3
-    for stage in model.roi_heads.stages:
+    stages = getattr(model.roi_heads, "stages", [model.roi_heads])
+    assert len(stages) == count
+    for stage in stages:
         assert (stage.score_thresh, stage.nms_thresh, stage.detections_per_img) == (0.2, 0.3, 25)
         assert stage.fg_bg_sampler.batch_size_per_image == 40
         assert stage.box_head.fc7.out_features == SMALL["representation"]
