@@ -128,7 +128,7 @@ class DetrDetector(DenseNetwork):
     ) -> list[dict[str, Tensor]]:
         """Detections of images of ``sizes`` from logits ``(B, Q, K)`` and relative boxes ``(B, Q, 4)``, centres first.
 
-        The best pairs of a query and a class, as DETRs with a sigmoid for each class are read (arXiv 2010.04159, A.3).
+        They are the best pairs of a query and a class: each class has a sigmoid of its own.
         """
         queries, classes = logits.shape[1:]
         scores, places = logits.sigmoid().flatten(1).topk(min(self.detections_per_image, queries * classes))

@@ -95,7 +95,10 @@ class Mask2Former(Segmenter):
     """Mask2Former (Cheng et al., arXiv 2112.01527): queries that each find a mask and its class."""
 
     def scores(self, images: Tensor) -> Tensor:
-        """``(B, K, H, W)``: over all queries, the sum of a class's probability times the mask's (section 4.3)."""
+        """``(B, K, H, W)``: over all queries, the sum of a class's probability times the mask's.
+
+        MaskFormer's semantic inference (arXiv 2107.06278, section 3.4), on masks scaled to the images.
+        """
         outputs = self.network(pixel_values=images)
         classes = outputs.class_queries_logits.softmax(dim=-1)[..., :-1]  # the last one is no object
         masks = _resize(outputs.masks_queries_logits, images).sigmoid()
