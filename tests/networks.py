@@ -10,6 +10,13 @@ from openfastervit.models.fastervit import VARIANTS
 
 TINY: dict[str, Any] = {"dim": 16, "stem_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 4), "num_classes": 10}
 NAMES = tuple(VARIANTS)
+_LEFT = {
+    name: {key: VARIANTS[name][key] for key in VARIANTS[name].keys() - {*TINY, "drop_path_rate"}} for name in NAMES
+}
+DISTINCT = tuple(
+    name for place, name in enumerate(NAMES) if _LEFT[name] not in [_LEFT[other] for other in NAMES[:place]]
+)
+"""Without those that are, at this width and depth, the same network as one before them."""
 HAT = "fastervit_0"
 SCALED = "fastervit_3"
 GLOBAL = "fastervit_4_w14_224"

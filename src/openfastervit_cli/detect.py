@@ -27,8 +27,8 @@ def train(
     """Train a detector on images with annotations in COCO's format.
 
     --data is a folder in COCO's layout (annotations/instances_train2017.json, train2017/, the same of val2017), or
-    files are named one by one. Every setting of a recipe is an option too, and overrides the recipe's. What a run leaves, how
-    it is resumed, and how it is started on several GPUs or machines is as with `fastervit train`.
+    files are named one by one. Every setting of a recipe is an option too, and overrides the recipe's. What a run
+    leaves, how it is resumed, and how it is started on several GPUs or machines is as with `fastervit train`.
 
     Args:
         recipe: A YAML file of settings, such as those in recipes/.

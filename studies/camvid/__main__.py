@@ -38,7 +38,7 @@ SCALES: dict[str, tuple[str, dict[str, Any]]] = {
             "train_size": 64,
             "eval_size": 64,
             "epochs": 1,
-        "warmup_epochs": 0.5,
+            "warmup_epochs": 0.5,
             "eval_every": 1,
             "precision": "fp32",
         },

@@ -15,9 +15,9 @@ from torch import nn
 import openfastervit
 from openfastervit.layers import DropPath, HierarchicalAttention, PositionMLP
 from openfastervit.models.fastervit import fit_window
-from tests.networks import GLOBAL, HAT, KINDS, NAMES, SCALED, TINY, images, tiny
+from tests.networks import DISTINCT, GLOBAL, HAT, KINDS, SCALED, TINY, images, tiny
 
-every_variant = pytest.mark.parametrize("name", NAMES)
+every_variant = pytest.mark.parametrize("name", DISTINCT)
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch.export import Dim
 
 from openfastervit.models.fastervit import FasterViT
-from tests.networks import HAT, KINDS, NAMES, SCALED, images, tiny
+from tests.networks import DISTINCT, HAT, KINDS, SCALED, images, tiny
 
-every_variant = pytest.mark.parametrize("name", NAMES)
+every_variant = pytest.mark.parametrize("name", DISTINCT)
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 

@@ -103,7 +103,7 @@ _NO_OPTIONS = frozenset(
 
 
 def _check(metadata: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` unless the metadata is a classifier's, of the form that ``save_checkpoint`` documents."""
+    """Raise ``CheckpointError`` unless the metadata is a classifier's, as ``save_checkpoint`` documents it."""
     task = metadata.get("task")
     if task in COMMANDS:
         raise CheckpointError(f"it was trained for {task}; use `fastervit {COMMANDS[task]} predict` with it")

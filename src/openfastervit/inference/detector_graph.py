@@ -22,7 +22,7 @@ from openfastervit.inference.folded_backbone import folded_backbone
 from openfastervit.models.features import DenseNetwork
 from openfastervit.tasks.detection.cascade import SMALLEST_SIDE, CascadeRoIHeads
 from openfastervit.tasks.detection.detr import DetrDetector
-from openfastervit.tasks.detection.rcnn import MAPS, RCNN
+from openfastervit.tasks.detection.rcnn import MAPS, RCNN, Pyramid
 
 Size = tuple[int, int]
 
@@ -30,11 +30,10 @@ Size = tuple[int, int]
 class DetectorGraph(nn.Module):
     """A detector for padded images of one size, in evaluation mode."""
 
-    masks: nn.Module | None = None
-
     def __init__(self, score_threshold: float) -> None:
         super().__init__()
         self.score_threshold = score_threshold
+        self.masks: nn.Module | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -92,10 +91,10 @@ class RCNNGraph(DetectorGraph):
 
     def __init__(self, model: RCNN, size: Size) -> None:
         heads = model.roi_heads
-        stages = cast("list[RoIHeads]", list(heads.stages) if isinstance(heads, CascadeRoIHeads) else [heads])
+        stages: list[RoIHeads] = [*heads.stages] if isinstance(heads, CascadeRoIHeads) else [heads]
         super().__init__(stages[-1].score_thresh)
         self.body = folded_backbone(model.feature_backbone, size)
-        self.fpn = copy.deepcopy(model.backbone.fpn)
+        self.fpn = copy.deepcopy(cast(Pyramid, model.backbone).fpn)
         with torch.no_grad():
             maps = self._maps(torch.zeros(1, 3, *size))
         self.proposals = _Proposals(model.rpn, size, list(maps.values()))
@@ -165,9 +164,7 @@ class _BoxHeads(nn.Module):
         self.decoders: list[Callable[[Tensor, Tensor], Tensor]] = [stage.box_coder.decode_single for stage in stages]
         self.iou, self.most = last.nms_thresh, last.detections_per_img
 
-    def forward(
-        self, maps: list[Tensor], boxes: Tensor, real: Tensor, corner: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, maps: list[Tensor], boxes: Tensor, real: Tensor, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of proposals ``(P, 4)``, those that are ``real``, detections: boxes ``(D, 4)``, scores, labels ``(D,)``."""
         probabilities = []
         for head, predictor, decode in zip(self.heads, self.predictors, self.decoders, strict=True):
@@ -191,7 +188,8 @@ class _MaskHead(nn.Module):
     def __init__(self, heads: RoIHeads | CascadeRoIHeads) -> None:
         super().__init__()
         self.pool = _Pool(cast(MultiScaleRoIAlign, heads.mask_roi_pool))
-        self.head, self.predictor = copy.deepcopy(heads.mask_head), copy.deepcopy(heads.mask_predictor)
+        self.head = cast(nn.Module, copy.deepcopy(heads.mask_head))
+        self.predictor = cast(nn.Module, copy.deepcopy(heads.mask_predictor))
 
     def forward(self, maps: list[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """Probabilities ``(D, M, M)``."""
