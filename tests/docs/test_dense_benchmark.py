@@ -81,6 +81,17 @@ def test_all_did_the_same_work() -> None:
     assert found["fastervit_0", "training"]["mask_head_boxes"] == "128"
 
 
+def test_what_is_concluded() -> None:
+    found = rows()
+    count = {name: float(row["backbone_multiply_adds_g"]) for (name, _), row in found.items()}
+    assert min(count, key=lambda name: count[name]) == "fastervit_0"
+    memory = {key: float(row["peak_memory_mb"]) for key, row in found.items()}
+    learning = {name: value for (name, mode), value in memory.items() if mode == "training"}
+    assert min(learning, key=lambda name: learning[name]) == "fastervit_0"
+    at_work = [value for (_, mode), value in memory.items() if mode == "inference"]
+    assert max(at_work) < 1.03 * min(at_work)
+
+
 def test_the_command_is_the_one_that_was_run() -> None:
     settings = json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
     assert settings["command"] in " ".join(TEXT.replace("\\\n", " ").split())

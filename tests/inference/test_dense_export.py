@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as transforms
 
 from openfastervit.inference import dense_export
@@ -35,6 +36,7 @@ from openfastervit.inference.dense_predictor import DetectionPredictor, Segmenta
 from openfastervit.inference.engines import EngineError
 from openfastervit.inference.export import Comparison
 from openfastervit.inference.exported import SUFFIXES, ExportedFileError
+from openfastervit.inference.exported_dense import DenseAbout, fitted
 from openfastervit.tasks.detection.networks import DetectorPlan
 from openfastervit.tasks.segmentation.task import SegmenterPlan
 from tests.inference.lively import difference
@@ -268,6 +270,34 @@ def test_a_detection_transformer(tmp_path: Path, kind: str) -> None:
         assert len(rows) == len(expected["scores"]) == 36
         torch.testing.assert_close(found["boxes"][rows], expected["boxes"][columns], rtol=0, atol=2e-3)
         torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (128, 96), (160, 160)])
+@pytest.mark.parametrize("resize", ["fit", "stretch"])
+def test_pictures_are_prepared_as_torchvision_does(size: tuple[int, int], resize: Any) -> None:
+    mean, std = (tuple(COLOURS[name]) for name in ("mean", "std"))
+    told = ("fastervit_0", "cascade-mask-rcnn", CLASSES, CATEGORY_IDS)
+    about = DenseAbout("detection", "onnx", "fp32", *told, size, resize, mean, std)
+    for photo in (picture(1, (150, 90)), picture(2, (61, 173)), picture(3, (128, 96))):
+        found, (height, width) = fitted(photo, about)
+        pixels = transforms.to_dtype(transforms.pil_to_tensor(photo), torch.float32, scale=True)
+        fixed = (size[1], size[0]) if resize == "stretch" else None
+        # torchvision's bounds are of the short and the long side, ours of height and width.
+        scale = min(size[0] / photo.height, size[1] / photo.width)
+        shorter = min(photo.size) * scale
+        transform = GeneralizedRCNNTransform(shorter, 10_000, COLOURS["mean"], COLOURS["std"], fixed_size=fixed)
+        (expected,), (inside,) = (lambda batch: (batch.tensors, batch.image_sizes))(transform.eval()([pixels])[0])
+        assert (height, width) == inside
+        assert found.shape == (1, 3, *size)
+        torch.testing.assert_close(found[0, :, :height, :width], expected[:, :height, :width], rtol=0, atol=1e-5)
+        assert found[0, :, height:].abs().sum() == found[0, :, :, width:].abs().sum() == 0
+    found, inside = fitted(picture(4, (5000, 3)), about)  # of which torchvision would leave nothing
+    assert found.shape == (1, 3, *size)
+    if resize == "fit":
+        assert inside[0] == 1
+        assert inside[1] in (size[1] - 1, size[1])  # rounded down, as torchvision does
+    else:
+        assert inside == size
 
 
 def test_sizes() -> None:

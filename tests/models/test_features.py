@@ -70,6 +70,7 @@ def test_a_classifiers_weights_are_taken(tmp_path: Any) -> None:
         ({"name": HAT, "strides": (2, 4)}, "stride 2"),
         ({"name": "resnet18", "weights": "w.pth"}, "timm"),
         ({"name": HAT, "img_size": (16, 16)}, "at least 32"),
+        ({"name": "vit_tiny_patch16_224"}, "no map of stride 4"),
     ],
 )
 def test_what_cannot_be_had_is_named(call: dict[str, Any], says: str) -> None:

@@ -149,13 +149,13 @@ def test_any_boxes_can_be_drawn(corners, width, height):
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), unique=True, max_size=12))
 def test_labels_stay_inside_and_apart_where_there_is_room(cells):
-    placed, boxes = [], [[90 * x + 10, 90 * y + 10, 90 * x + 70, 90 * y + 70] for x, y in cells]
+    placed, boxes = [], [[130 * x + 10, 130 * y + 10, 130 * x + 70, 130 * y + 70] for x, y in cells]
     for box in boxes:
-        spot = drawing._free_spot(box, 85, 16, (900, 900), placed, boxes)
+        spot = drawing._free_spot(box, 85, 16, (1300, 1300), placed, boxes)
         assert spot[0] >= 0
         assert spot[1] >= 0
-        assert spot[2] <= 900
-        assert spot[3] <= 900
+        assert spot[2] <= 1300
+        assert spot[3] <= 1300
         for other in placed:
             assert min(spot[2], other[2]) <= max(spot[0], other[0]) or min(spot[3], other[3]) <= max(spot[1], other[1])
         # Beside its own box.

@@ -158,7 +158,14 @@ def create_backbone(
         raise ValueError(f"weights={weights}: first weights from a file are for networks of ours; {name} is timm's")
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
-        given = {"img_size": tuple(img_size or (224, 224)), "strict_img_size": False, **given}
+        given = {"img_size": tuple(img_size or (224, 224)), **given}
+        try:  # Swin and its kin then take other sizes too
+            model = timm.create_model(name, pretrained=pretrained, strict_img_size=False, **given)
+        except TypeError as error:
+            if "strict_img_size" not in str(error):
+                raise
+            model = timm.create_model(name, pretrained=pretrained, **given)
+        return Backbone(model, strides)
     return Backbone(timm.create_model(name, pretrained=pretrained, **given), strides)
 
 
