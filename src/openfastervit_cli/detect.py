@@ -1,12 +1,13 @@
 """``fastervit detect``: train, evaluate, predict."""
 
+import functools
 import json as json_format
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openfastervit_cli.dense import check_numbers, conclude, number
+from openfastervit_cli.dense import check_numbers, conclude, names_below, number
 from openfastervit_cli.parser import given, report_error, settings_from
 from openfastervit_cli.progress import progress
 from openfastervit_cli.training_run import run_training
@@ -110,7 +111,11 @@ def evaluate(
         _folder(data)
     found = find_coco(data, split, annotations=annotations, images=images)
     source = CocoImages(
-        found.annotations, found.images, masks=False, classes=detector.classes, category_ids=detector.category_ids
+        found.annotations,
+        found.images,
+        masks=detector.plan.masks,
+        classes=detector.classes,
+        category_ids=detector.category_ids,
     )
     processes = Processes(LoopSettings(device=device, precision=precision))
     metrics, unreadable = judge(
@@ -167,6 +172,7 @@ def predict(
             raise ValueError(f"--{name} {value} must be from 0 to 1")
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file in it, such as {out / 'predictions.json'}")
+    from openfastervit.atomic import write_atomically
     from openfastervit.data.coco import image_ids
     from openfastervit.data.images import ImageError, find_images, open_image
     from openfastervit.inference.dense_predictor import open_detector
@@ -174,14 +180,13 @@ def predict(
     from openfastervit.tasks.drawing import draw_detections
 
     paths = find_images(input)
+    names = names_below(input, paths, pictures is not None)
     ids = image_ids(paths, annotations)
     detector = open_detector(checkpoint, min_size=min_size, max_size=max_size, device=device)
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[tuple[str, str]] = []
     with progress(len(paths), hidden=len(paths) == 1 or (out is None and sys.stdout.isatty())) as advance:
-        for path, image_id in zip(paths, ids, strict=True):
+        for path, below, image_id in zip(paths, names, ids, strict=True):
             try:
                 image = open_image(path)
             except ImageError as error:
@@ -192,12 +197,14 @@ def predict(
             found = detector.detect(image, score_threshold)
             if out is not None:
                 rows = to_results(found, image_id, detector.category_ids)
-                results += [{**row, "file_name": path.name} for row in rows]
+                results += [{**row, "file_name": str(below)} for row in rows]
             else:
                 print("\n".join(_lines(path, found, detector.classes, picture_threshold)))
             if pictures is not None:
                 picture = draw_detections(image, found, detector.classes, threshold=picture_threshold)
-                picture.save(pictures / f"{path.stem}.png")
+                place = (pictures / below).with_suffix(".png")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(place, functools.partial(picture.save, format="PNG"))
             advance()
     if out is not None:
         write_results(out, results)

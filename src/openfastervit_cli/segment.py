@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openfastervit_cli.dense import check_numbers, conclude, number
+from openfastervit_cli.dense import check_numbers, conclude, names_below, number
 from openfastervit_cli.parser import given, report_error, settings_from
 from openfastervit_cli.progress import progress
 from openfastervit_cli.training_run import run_training
@@ -169,19 +169,19 @@ def predict(
     from openfastervit.tasks.drawing import draw_labels
 
     paths = find_images(input)
-    root = input if input.is_dir() else input.parent
+    names = names_below(input, paths, out is not None or pictures is not None)
     segmenter = open_segmenter(
         checkpoint, mode=mode, flip=flip, scales=tuple(scales or [1.0]), eval_size=eval_size, device=device
     )
 
-    def write(picture: Image.Image, folder: Path, path: Path) -> None:
-        place = (folder / path.relative_to(root)).with_suffix(".png")
+    def write(picture: Image.Image, folder: Path, name: Path) -> None:
+        place = (folder / name).with_suffix(".png")
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(place, lambda file: picture.save(file, format="PNG"))
 
     failed = 0
     with progress(len(paths), hidden=len(paths) == 1 or (out is None and sys.stdout.isatty())) as advance:
-        for path in paths:
+        for path, name in zip(paths, names, strict=True):
             try:
                 image = open_image(path)
             except ImageError as error:
@@ -193,9 +193,9 @@ def predict(
             if out is None:
                 print("\n".join([str(path), *_shares(labels, segmenter.classes)]))
             else:
-                write(Image.fromarray(labels), out, path)
+                write(Image.fromarray(labels), out, name)
             if pictures is not None:
-                write(draw_labels(image, labels, segmenter.classes), pictures, path)
+                write(draw_labels(image, labels, segmenter.classes), pictures, name)
             advance()
     if out is not None:
         print(f"fastervit: {len(paths) - failed} images segmented; maps of labels in {out}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """``fastervit detect``, from a folder of pictures to predictions, by its command line alone."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,52 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(fastervit: Run, trai
     outcome = fastervit("detect", "predict", data / "val2017", "--checkpoint", trained, "--device", "cpu")
     assert outcome.code == 3
     assert broken.name in outcome.err
+
+
+def test_pictures_keep_their_folders_and_never_replace_one_another(
+    fastervit: Run, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    first, second = sorted((coco / "val2017").iterdir())[:2]
+    for folder, source in (("a", first), ("b", second)):
+        (photos / folder).mkdir(parents=True)
+        shutil.copy(source, photos / folder / "1.png")
+    words = ["detect", "predict", photos, "--checkpoint", trained, "--out", tmp_path / "found.json", "--device", "cpu"]
+    assert fastervit(*words, "--pictures", tmp_path / "pictures", "--score-threshold", "0").code == 0
+    assert (tmp_path / "pictures" / "a" / "1.png").read_bytes() != (tmp_path / "pictures" / "b" / "1.png").read_bytes()
+    assert {row["file_name"] for row in json.loads((tmp_path / "found.json").read_text())} <= {"a/1.png", "b/1.png"}
+    Image.open(first).save(photos / "a" / "1.bmp")
+    outcome = fastervit(*words, "--pictures", tmp_path / "others")
+    assert outcome.code == 1
+    assert "both become a/1.png" in outcome.err
+    assert not (tmp_path / "others").exists()
+
+
+def test_masks_that_cannot_be_used_are_told_in_an_evaluation(
+    fastervit: Run, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    content = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
+    content["annotations"][0]["segmentation"] = [[1, 1, 2, 2]]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    outcome = fastervit(
+        *("detect", "evaluate", "--checkpoint", trained, "--annotations", tmp_path / "val.json"),
+        *("--images", coco / "val2017", "--workers", "0", "--device", "cpu"),
+    )
+    assert outcome.code == 0
+    assert "1 of" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("nope=3", "'nope'"), ("fpn_channel=8", "did you mean fpn_channels"), ("fpn_channels=abc", "another type")],
+)
+def test_options_of_heads_are_checked(fastervit: Run, coco: Path, tmp_path: Path, option: str, says: str) -> None:
+    name, _, value = option.partition("=")
+    words = ["detect", "train", "--data", coco, "--out", tmp_path / "run", *OPTIONS, f"--head-options.{name}", value]
+    outcome = fastervit(*words, "--epochs", "1")
+    assert outcome.code == 1
+    assert says in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_starts_from_another_ones_weights(fastervit: Run, trained: Path, coco: Path, tmp_path: Path) -> None:

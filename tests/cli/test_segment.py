@@ -121,12 +121,13 @@ def test_a_label_outside_the_classes_is_named(fastervit: Run, data: Path, tmp_pa
     assert "7" in skipped
 
 
-def test_grayscale_and_odd_sizes_are_segmented(fastervit: Run, trained: Path, tmp_path: Path) -> None:
+def test_images_of_any_kind_and_size_are_segmented(fastervit: Run, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    for number, (size, mode) in enumerate((((133, 71), "RGB"), ((64, 200), "L"))):
+    sizes = [(133, 71), (64, 200), (7, 40), (1, 1)]
+    for number, (size, mode) in enumerate(zip(sizes, ("RGB", "L", "RGB", "L"), strict=True)):
         Image.new(mode, size, 90).save(tmp_path / "photos" / f"{number}.png")
     outcome = fastervit(
         *("segment", "predict", tmp_path / "photos", "--checkpoint", trained, "--out", tmp_path / "maps")
     )
     assert outcome.code == 0, outcome.err
-    assert [Image.open(tmp_path / "maps" / f"{number}.png").size for number in range(2)] == [(133, 71), (64, 200)]
+    assert [Image.open(tmp_path / "maps" / f"{number}.png").size for number in range(4)] == sizes

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from openfastervit.data.loader import Place, seed_everything
+from openfastervit.inference.dense import load_detector, load_segmenter
 from openfastervit.models.features import DenseNetwork
 from openfastervit.tasks.task import Task
 from openfastervit.training.recipe import Recipe, make_recipe
@@ -104,6 +105,53 @@ def test_recomputing_changes_no_loss(recipe_of: Make, task: str) -> None:
     for name, value in plain.items():
         torch.testing.assert_close(again[name], value)
     torch.testing.assert_close(recomputed, gradient, rtol=1e-4, atol=1e-6)
+
+
+SWIN = {"embed_dim": 12, "depths": [1, 1, 2, 2], "num_heads": [1, 1, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"windows": "fit"},
+        {"windows": "pad"},
+        {"model": "swin_tiny_patch4_window7_224", "model_options": SWIN},
+    ],
+    ids=["fit", "pad", "swin"],
+)
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_what_is_loaded_is_what_was_trained(
+    recipe_of: Make, task: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Windows follow from the training's size, which the file must tell: weights alone would fit others too."""
+    sizes = {"detection": {"max_size": 320, "min_sizes": [224]}, "segmentation": {"crop_size": [224, 320]}}
+    recipe = recipe_of(task, **sizes[task], **changes)
+    start(recipe, tmp_path / "run")
+    trained: DenseNetwork = TASKS[task](recipe, seed=0).build().eval()
+    trained.load_state_dict(load_file(tmp_path / "run" / "best.safetensors"))
+    loaded = (load_detector if task == "detection" else load_segmenter)(tmp_path / "run").model
+    with torch.no_grad():
+        x = torch.randn(1, 3, 224, 320)
+        for found, expected in zip(loaded.feature_backbone(x), trained.feature_backbone(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_fitted_windows_are_others(recipe_of: Make) -> None:
+    """The test above could not fail, were they the same."""
+    maps = []
+    for windows in ("pad", "fit"):
+        seed_everything("weights", 0)
+        recipe = recipe_of("segmentation", crop_size=[224, 320], windows=windows)
+        network = TASKS["segmentation"](recipe, seed=0).build().eval()
+        with torch.no_grad():
+            maps.append(network.feature_backbone(torch.ones(1, 3, 224, 320))[2])
+    assert not torch.allclose(*maps)
+
+
+def test_upernet_wants_two_images(recipe_of: Make) -> None:
+    with pytest.raises(ValueError, match="batch_size=1"):
+        recipe_of("segmentation", batch_size=1)
+    assert recipe_of("segmentation", batch_size=1, head_options={**UPERNET, "pool_scales": [2, 3]})
 
 
 def test_a_segmenter_does_not_start_from_a_detectors_weights(recipe_of: Make, tmp_path: Path) -> None:

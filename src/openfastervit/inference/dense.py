@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from openfastervit.inference.checkpoint import COMMANDS
+from openfastervit.inference.exported import is_exported
 from openfastervit.models import CheckpointError, read_checkpoint, read_metadata
-from openfastervit.models.features import DenseNetwork, create_backbone
+from openfastervit.models.factory import is_timms
+from openfastervit.models.features import STRIDES, Backbone, DenseNetwork, create_backbone
 from openfastervit.tasks.detection.networks import HEADS, DetectorPlan, create_detector
 from openfastervit.tasks.segmentation.task import SegmenterPlan, create_segmenter
 
@@ -90,8 +92,7 @@ def load_detector(
     )
 
     def build() -> DenseNetwork:
-        strides = HEADS[plan.head].strides
-        return create_detector(plan, create_backbone(plan.model, options=told.get("overrides") or {}, strides=strides))
+        return create_detector(plan, _backbone(told, HEADS[plan.head].strides))
 
     model = _built(path, build)
     return Detector(model, plan, tuple(map(str, told["classes"])), tuple(map(int, told["category_ids"])))
@@ -118,7 +119,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
     )
 
     def build() -> DenseNetwork:
-        return create_segmenter(plan, create_backbone(plan.model, options=told.get("overrides") or {}))
+        return create_segmenter(plan, _backbone(told, STRIDES))
 
     prepared = told["input"]
     crop = prepared["crop_size"]
@@ -138,14 +139,29 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: If there is none.
+        CheckpointError: If it is an exported network.
     """
     path = Path(path)
+    if is_exported(path):
+        raise CheckpointError(f"{path} is an exported network, which only `predict` runs; give the checkpoint it is of")
     if not path.is_dir():
         return path
     best = path / "best.safetensors"
     if not best.is_file():
         raise FileNotFoundError(f"{path} has no best.safetensors in it; give a checkpoint, or the folder of a run")
     return best
+
+
+def _backbone(told: Mapping[str, Any], strides: Sequence[int]) -> Backbone:
+    """A backbone as ``tasks.first_weights.backbone_plan`` tells of it, with random weights."""
+    windows, size = told.get("windows", "pad"), told.get("built_size")
+    return create_backbone(
+        told["model"],
+        options=told.get("overrides") or {},
+        strides=strides,
+        img_size=size if windows == "fit" or is_timms(told["model"]) else None,
+        windows=windows,
+    )
 
 
 def _metadata(path: Path, task: str, expected: Mapping[str, type]) -> dict[str, Any]:

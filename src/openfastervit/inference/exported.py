@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
+from openfastervit.inference.checkpoint import COMMANDS
 from openfastervit.inference.engines.engine import (
     PRECISIONS,
     Engine,
@@ -141,10 +142,21 @@ def read_about(path: str | os.PathLike[str]) -> About:
     text = _READERS[kind](path)
     if text is None:
         raise ExportedFileError(f"{path} was not made by `fastervit export`: it does not tell its classes and images")
+    task = _task_of(text)
+    if task in COMMANDS:
+        raise ExportedFileError(f"{path} was trained for {task}; use `fastervit {COMMANDS[task]} predict` with it")
     try:
         return About.from_json(text)
     except ExportedFileError as error:
         raise ExportedFileError(f"{path}: {error}") from error
+
+
+def _task_of(text: str) -> str:
+    """What a network was trained for, by its metadata; those that do not tell are classifiers."""
+    try:
+        return str(json.loads(text)["task"])
+    except (ValueError, KeyError, TypeError):  # damaged: who reads all of it says so
+        return "classification"
 
 
 def open_exported(path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None) -> Engine:

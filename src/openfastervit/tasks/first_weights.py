@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +40,19 @@ def first_backbone(settings: NetworkSettings, *, strides: Sequence[int], size: S
         )
     except TypeError as error:
         raise ValueError(f"model_options={settings.model_options}: {error}") from error
+
+
+def backbone_plan(settings: NetworkSettings, size: Sequence[int]) -> dict[str, Any]:
+    """What a checkpoint tells of the backbone that ``first_backbone`` made, so that it can be made again.
+
+    Its windows follow from the size where they were fitted to it; those of timm's networks of one fixed size always do.
+    """
+    return {
+        "model": settings.model,
+        "overrides": dict(settings.model_options),
+        "windows": settings.windows,
+        "built_size": [int(side) for side in size],
+    }
 
 
 def start_from(network: DenseNetwork, weights: str | None, task: str) -> None:

@@ -16,7 +16,7 @@ class NetworkSettings:
     pretrained: bool = False
     """Start from the released weights (for non-commercial use only), downloaded."""
     weights: str | None = None
-    """Start from this checkpoint; its classifier is kept only if it has the same number of classes."""
+    """Start from this checkpoint; what depends on the classes is kept only where these are the same."""
     windows: Literal["pad", "fit"] = "pad"
     """Windows for the images' size: the network's own with padding, or those that pad least."""
     drop_path: float = 0.0

@@ -287,6 +287,15 @@ class SegmentationRecipe(SegmentationSettings, DenseRecipe):
 
     task: ClassVar[str] = "segmentation"
 
+    def check(self) -> None:
+        """Raise ``ValueError`` where settings are out of range or contradict each other."""
+        super().check()
+        if self.head == "upernet" and self.batch_size < 2 and 1 in self.head_options.get("pool_scales", [1]):
+            raise ValueError(
+                f"batch_size={self.batch_size}: UPerNet pools an image to one cell, and batch norm learns nothing from "
+                "one value; take two or more, or head_options.pool_scales without 1"
+            )
+
     epochs: int = 127
     lr: float = 6e-5
     weight_decay: float = 0.01

@@ -220,13 +220,18 @@ def test_learning_from_an_odd_size(kind: str) -> None:
 
 
 @every_kind
-def test_images_that_are_too_small_are_the_backbone_s_to_refuse(kind: str) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (31, 64), (200, 20)])
+def test_small_images_are_padded(kind: str, size: tuple[int, int]) -> None:
+    """With zeros, right and below, to what the backbone takes; it learns from no such image."""
     network = segmenter(kind).eval()
-    with pytest.raises(ValueError, match="31") as expected:
-        network.feature_backbone(images(31, 64))
-    with pytest.raises(ValueError, match="31") as caught:
-        network(images(31, 64))
-    assert str(caught.value) == str(expected.value)
+    small = images(*size)
+    padded = small.new_zeros(len(small), 3, max(32, size[0]), max(32, size[1]))
+    padded[..., : size[0], : size[1]] = small
+    with torch.no_grad():
+        torch.testing.assert_close(network(small), network(padded)[..., : size[0], : size[1]])
+    labels = torch.zeros(len(small), *size, dtype=torch.int64)
+    with pytest.raises(ValueError, match="32"):
+        network.train()(small, labels)
 
 
 # --- One image --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Detectors by the name of their head: the table that says which there are, and building one from plain data."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -44,17 +46,26 @@ def create_detector(plan: DetectorPlan, backbone: Backbone) -> DenseNetwork:
     """The detector of a plan, on a backbone that gives the maps its head takes (``HEADS[plan.head].strides``).
 
     Raises:
-        ValueError: If the head does not take an option.
+        ValueError: If the head does not take an option, or a value of it.
     """
     try:
         return HEADS[plan.head].create(plan, backbone, plan.head)
-    except TypeError as error:
-        raise ValueError(f"head_options={dict(plan.head_options)}: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"head_options={dict(plan.head_options)}: a value is of another type than {plan.head} takes ({error})"
+        ) from error
 
 
 def _rcnn(plan: DetectorPlan, backbone: Backbone, head: DetectionHead) -> DenseNetwork:
     from openfastervit.tasks.detection.rcnn import create_rcnn
 
+    fixed = ("kind", "backbone", "num_classes", "min_size", "max_size", "mean", "std")
+    known = [name for name in inspect.signature(create_rcnn).parameters if name not in fixed]
+    for name in plan.head_options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+            raise ValueError(f"head_options: {head} has no option {name!r}; {hint}")
     network: DenseNetwork = create_rcnn(
         cast(Any, head),
         backbone,

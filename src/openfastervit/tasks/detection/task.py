@@ -14,7 +14,7 @@ from openfastervit.models.features import DenseNetwork
 from openfastervit.tasks.detection.metrics import CocoMetrics
 from openfastervit.tasks.detection.networks import HEADS, DetectorPlan, create_detector
 from openfastervit.tasks.detection.settings import DetectionSettings
-from openfastervit.tasks.first_weights import first_backbone, start_from
+from openfastervit.tasks.first_weights import backbone_plan, first_backbone, start_from
 from openfastervit.tasks.task import Batch
 
 SHOWN_SIDE = 384
@@ -87,12 +87,15 @@ class Detection:
             empty=like is not None or settings.empty_images,
         )
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Height and width that windows are chosen for, where they are."""
+        return self.settings.min_sizes[-1], self.settings.max_size
+
     def build(self) -> nn.Module:
         """The network with its first weights, on the CPU."""
         settings = self.settings
-        backbone = first_backbone(
-            settings, strides=HEADS[settings.head].strides, size=(settings.min_sizes[-1], settings.max_size)
-        )
+        backbone = first_backbone(settings, strides=HEADS[settings.head].strides, size=self._size)
         network = create_detector(self.plan, backbone)
         start_from(network, settings.weights, self.name)
         if settings.gradient_checkpointing:
@@ -160,8 +163,7 @@ class Detection:
         plan = self.plan
         return {
             "task": self.name,
-            "model": plan.model,
-            "overrides": dict(self.settings.model_options),
+            **backbone_plan(self.settings, self._size),
             "head": plan.head,
             "head_options": dict(plan.head_options),
             "classes": list(self.classes),

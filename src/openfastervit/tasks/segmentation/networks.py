@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openfastervit.data.label_maps import IGNORE
+from openfastervit.layers.conv import MIN_SIZE
 from openfastervit.models.features import STRIDES, Backbone, DenseNetwork
 
 Kind = Literal["upernet", "mask2former"]
@@ -31,7 +32,7 @@ class Segmenter(DenseNetwork):
         """Losses in training mode with labels, else scores.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised, of any size that the backbone takes.
+            images: ``(B, 3, H, W)``, normalised, of any size; without labels those below 32 pixels are padded.
             labels: ``(B, H, W)``, classes from 0; 255 is ignored.
 
         Returns:
@@ -48,7 +49,12 @@ class Segmenter(DenseNetwork):
             )
         if self.training and labels is not None:
             return self.losses(images, labels)
-        return self.scores(images)
+        height, width = images.shape[-2:]
+        if min(height, width) >= MIN_SIZE:
+            return self.scores(images)
+        # Backbones take no smaller images; a folder of photographs may have some all the same.
+        padded = F.pad(images, (0, max(0, MIN_SIZE - width), 0, max(0, MIN_SIZE - height)))
+        return self.scores(padded)[..., :height, :width]
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Named losses."""

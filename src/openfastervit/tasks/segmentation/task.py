@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from openfastervit.data.joint_transforms import SegmentationEvaluation, SegmentationTraining
 from openfastervit.data.loader import AnnotatedImages, PlacedImages, Sample
 from openfastervit.data.semantic import IGNORE, SemanticImages, open_semantic
-from openfastervit.models.features import Backbone, DenseNetwork
-from openfastervit.tasks.first_weights import first_backbone, start_from
+from openfastervit.models.features import STRIDES, Backbone, DenseNetwork
+from openfastervit.tasks.first_weights import backbone_plan, first_backbone, start_from
 from openfastervit.tasks.segmentation.metrics import SegmentationMetrics
 from openfastervit.tasks.segmentation.settings import SegmentationHead, SegmentationSettings
 from openfastervit.tasks.task import Batch
@@ -64,12 +64,11 @@ class Segmentation:
         self.classes = tuple(training.classes)
         validation = self._open(settings.val_split)
         self.mean, self.std = settings.colours()
-        crop = (settings.crop_size[0], settings.crop_size[-1])
         self.training_images: PlacedImages = AnnotatedImages(
             training,
             training.labels,
             SegmentationTraining(
-                crop,
+                self._crop,
                 scale=(settings.scale[0], settings.scale[1]),
                 size=settings.train_size,
                 hflip=settings.hflip,
@@ -106,11 +105,15 @@ class Segmentation:
             head_options=settings.head_options,
         )
 
+    @property
+    def _crop(self) -> tuple[int, int]:
+        """Height and width of the crops, for which windows are chosen, where they are."""
+        return self.settings.crop_size[0], self.settings.crop_size[-1]
+
     def build(self) -> nn.Module:
         """The network with its first weights, on the CPU."""
         settings = self.settings
-        crop = settings.crop_size
-        backbone = first_backbone(settings, strides=(4, 8, 16, 32), size=(crop[0], crop[-1]))
+        backbone = first_backbone(settings, strides=STRIDES, size=self._crop)
         network = create_segmenter(self.plan, backbone)
         start_from(network, settings.weights, self.name)
         if settings.gradient_checkpointing:
@@ -120,9 +123,8 @@ class Segmentation:
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Crops ``(B, 3, h, w)`` and their labels ``(B, h, w)``; in evaluation lists, for each image has its size."""
         batch = collate(samples)
-        crop = (self.settings.crop_size[0], self.settings.crop_size[-1])
         sizes = {tuple(value.shape[-2:]) for value in (*batch.images, *batch.targets)}
-        if sizes == {crop}:
+        if sizes == {self._crop}:
             batch.images, batch.targets = torch.stack(batch.images), torch.stack(batch.targets)
         return batch
 
@@ -185,8 +187,7 @@ class Segmentation:
         plan = self.plan
         return {
             "task": self.name,
-            "model": plan.model,
-            "overrides": dict(self.settings.model_options),
+            **backbone_plan(self.settings, self._crop),
             "head": plan.head,
             "head_options": dict(plan.head_options),
             "classes": list(self.classes),
