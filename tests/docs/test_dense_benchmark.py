@@ -92,6 +92,18 @@ def test_what_is_concluded() -> None:
     assert max(at_work) < 1.03 * min(at_work)
 
 
+def test_who_is_ahead() -> None:
+    """By quartiles of images a second that do not touch."""
+    found = rows()
+    quartiles = {
+        key: (float(row["images_per_second_q1"]), float(row["images_per_second_q3"])) for key, row in found.items()
+    }
+    swin = "swin_tiny_patch4_window7_224"
+    for other, mode in (("resnet50", "inference"), (swin, "inference"), (swin, "training")):
+        assert quartiles["fastervit_0", mode][0] > quartiles[other, mode][1]
+    assert quartiles["fastervit_0", "training"][0] < quartiles["resnet50", "training"][1]
+
+
 def test_the_command_is_the_one_that_was_run() -> None:
     settings = json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
     assert settings["command"] in " ".join(TEXT.replace("\\\n", " ").split())
