@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from openfastervit.inference.exported_dense import DenseFile
+from openfastervit.inference.dense_file import DenseFile
 from openfastervit.models.checkpoints import metadata_text, write_safetensors
 from tests.cli.conftest import Run, names
 from tests.inference.lively_dense import (

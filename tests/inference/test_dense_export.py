@@ -32,11 +32,12 @@ from openfastervit.inference.dense_export import (
     export_detector,
     export_segmenter,
 )
+from openfastervit.inference.dense_file import DenseAbout
 from openfastervit.inference.dense_predictor import DetectionPredictor, SegmentationPredictor
 from openfastervit.inference.engines import EngineError
 from openfastervit.inference.export import Comparison
 from openfastervit.inference.exported import SUFFIXES, ExportedFileError
-from openfastervit.inference.exported_dense import DenseAbout, fitted
+from openfastervit.inference.exported_dense import fitted
 from openfastervit.tasks.detection.networks import DetectorPlan
 from openfastervit.tasks.segmentation.task import SegmenterPlan
 from tests.inference.lively import difference

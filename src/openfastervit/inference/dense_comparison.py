@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from openfastervit.inference.dense_file import DenseFile, Size
 from openfastervit.inference.engines.engine import MAX_DIFFERENCE, difference
 from openfastervit.inference.export import Comparison, ExportError
-from openfastervit.inference.exported_dense import DenseFile, Size
 from openfastervit.models.features import DenseNetwork
 from openfastervit.tasks.detection.cascade import CascadeRoIHeads
 from openfastervit.tasks.detection.detr import DetrDetector

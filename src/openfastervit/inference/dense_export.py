@@ -3,7 +3,6 @@
 As ``export`` does it for classifiers: into a hidden folder beside its place, opened, compared, and only then moved.
 """
 
-import copy
 import importlib.metadata
 import os
 import shutil
@@ -14,35 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
 
 from openfastervit.atomic import sync_directory, temporary_for
 from openfastervit.inference import graphs
 from openfastervit.inference.box_operations import translations
 from openfastervit.inference.dense import Detector, Segmenter
 from openfastervit.inference.dense_comparison import DetectionComparison, compare_detections, compare_scores
+from openfastervit.inference.dense_file import DENSE_FORMATS, DenseAbout, DenseFile, DenseFormat, Size, Task
 from openfastervit.inference.detector_graph import DetectorGraph, detector_graph
 from openfastervit.inference.engines.engine import Precision, require
 from openfastervit.inference.export import Comparison, ExportError, Plan, check_out
 from openfastervit.inference.exported import KEY
-from openfastervit.inference.exported_dense import (
-    DENSE_FORMATS,
-    DenseAbout,
-    DenseFile,
-    DenseFormat,
-    ExportedDetector,
-    ExportedSegmenter,
-    Size,
-    Task,
-    fitted,
-)
-from openfastervit.inference.folded_backbone import folded_backbone
-from openfastervit.models.features import DenseNetwork
+from openfastervit.inference.exported_dense import ExportedDetector, ExportedSegmenter, fitted
+from openfastervit.inference.segmenter_graph import segmenter_graph
 from openfastervit.tasks.detection.detr import DetrDetector
 from openfastervit.tasks.detection.rcnn import RCNN
-from openfastervit.tasks.segmentation.networks import Mask2Former, UPerNet
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -249,29 +235,6 @@ def onnx_to_openvino(graph: "onnx_ir.Model") -> "openvino.Model":
         path = Path(folder) / "network.onnx"
         graphs.save_onnx(graph, path)
         return openvino.convert_model(path)
-
-
-def segmenter_graph(model: DenseNetwork, size: Size) -> nn.Module:
-    """A segmenter for images ``(B, 3, *size)``, in evaluation mode, with the same scores but for rounding."""
-    body = folded_backbone(model.feature_backbone, size)
-    if isinstance(model, UPerNet):
-        return _UPerNetGraph(body, model).eval().requires_grad_(False)
-    assert isinstance(model, Mask2Former)
-    copied = copy.deepcopy(model)
-    copied.set_submodule(model.backbone_name, body)
-    return copied.eval().requires_grad_(False)
-
-
-class _UPerNetGraph(nn.Module):
-    """Without the auxiliary head, which only learns."""
-
-    def __init__(self, body: nn.Module, model: UPerNet) -> None:
-        super().__init__()
-        self.body, self.head = body, copy.deepcopy(model.network.decode_head)
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores = self.head(self.body(images))
-        return F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
