@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir
 import onnxruntime
-import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,7 @@ from openfastervit.inference.engines import EngineError
 from openfastervit.inference.export import Comparison
 from openfastervit.inference.exported import SUFFIXES, ExportedFileError
 from openfastervit.inference.exported_dense import fitted
+from openfastervit.inference.openvino_core import openvino_core
 from openfastervit.tasks.detection.networks import DetectorPlan
 from openfastervit.tasks.segmentation.task import SegmenterPlan
 from tests.inference.lively import difference
@@ -139,7 +139,7 @@ def run(path: Path, **inputs: Tensor) -> dict[str, Tensor]:
         names = [output.name for output in session.get_outputs()]
         return {name: torch.from_numpy(value) for name, value in zip(names, session.run(None, arrays), strict=True)}
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = openvino_core().compile_model(path, "CPU", settings)
     found = compiled(arrays)
     return {
         name: torch.from_numpy(found[output])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import openvino
 import pytest
 import timm
 import torch
@@ -29,6 +28,7 @@ from openfastervit.inference.export import (
     read_about,
 )
 from openfastervit.inference.exported import About, ExportedFileError
+from openfastervit.inference.openvino_core import openvino_core
 from tests.inference.elsewhere import run_elsewhere
 from tests.inference.lively import difference, lively
 from tests.networks import SCALED
@@ -128,7 +128,7 @@ def test_runs_where_this_package_is_not(
 )
 def test_low_precision(classifier: Classifier, tmp_path: Path, to: Any, precision: Any, bound: float) -> None:
     out, plan = tmp_path / f"network{SUFFIXES[to]}", Plan(to, precision, SIZE)
-    if to == "openvino" and precision.upper() not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if to == "openvino" and precision.upper() not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(EngineError, match=f"no {precision} arithmetic"):
             export(classifier, out, plan)
         return

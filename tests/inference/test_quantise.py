@@ -11,6 +11,7 @@ from openfastervit.inference import quantise
 from openfastervit.inference.engines import EngineError, Settings, create_engine
 from openfastervit.inference.fold import fold
 from openfastervit.inference.graphs import to_openvino
+from openfastervit.inference.openvino_core import openvino_core
 from openfastervit.inference.quantise import quantise_openvino
 from tests.networks import HAT, tiny
 
@@ -25,7 +26,7 @@ def photographs(count: int, side: int = 64) -> Tensor:
 
 
 def probabilities(model: openvino.Model, images: Tensor) -> np.ndarray:
-    compiled = openvino.Core().compile_model(model, "CPU", {hint.inference_precision(): openvino.Type.f32})
+    compiled = openvino_core().compile_model(model, "CPU", {hint.inference_precision(): openvino.Type.f32})
     return torch.from_numpy(compiled(images.numpy())[0]).softmax(-1).numpy()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from openfastervit.inference.checkpoint import COMMANDS
 from openfastervit.inference.engines.engine import PRECISIONS, Precision, require
 from openfastervit.inference.exported import KEY, SUFFIXES, ExportedFileError
+from openfastervit.inference.openvino_core import openvino_core
 
 DenseFormat = Literal["onnx", "openvino"]
 DENSE_FORMATS: tuple[DenseFormat, ...] = get_args(DenseFormat)
@@ -195,9 +196,8 @@ def _open_openvino(path: Path, threads: int) -> tuple[str | None, _Run]:
     import openvino.properties as properties
     import openvino.properties.hint as hint
 
-    core = openvino.Core()
     try:
-        model = core.read_model(path)
+        model = openvino_core().read_model(path)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ExportedFileError(
@@ -208,7 +208,7 @@ def _open_openvino(path: Path, threads: int) -> tuple[str | None, _Run]:
         hint.inference_precision(): openvino.Type.f32,  # it would take bfloat16 where the CPU has it
         hint.performance_mode(): hint.PerformanceMode.LATENCY,
     }
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = openvino_core().compile_model(model, "CPU", settings)
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = compiled(inputs, share_inputs=True)

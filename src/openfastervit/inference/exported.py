@@ -25,6 +25,7 @@ from openfastervit.inference.engines.engine import (
     check_batch,
     require,
 )
+from openfastervit.inference.openvino_core import openvino_core
 from openfastervit.inference.preprocessing import PixelEngine
 
 Format = Literal["onnx", "openvino", "torch", "tensorrt"]
@@ -220,10 +221,8 @@ def _read_openvino(path: Path) -> str | None:
 
 def _openvino_model(path: Path) -> Any:
     require("openvino", "openvino", ["openvino"])
-    import openvino
-
     try:
-        return openvino.Core().read_model(path)
+        return openvino_core().read_model(path)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ExportedFileError(
@@ -285,7 +284,7 @@ def _open_openvino(path: Path, about: About, device: str, threads: int | None) -
         hint.inference_precision(): getattr(openvino.Type, kind),
         hint.performance_mode(): hint.PerformanceMode.LATENCY,
     }
-    compiled = openvino.Core().compile_model(_openvino_model(path), "CPU", settings)
+    compiled = openvino_core().compile_model(_openvino_model(path), "CPU", settings)
 
     def call(images: Tensor) -> Tensor:
         return torch.from_numpy(compiled(images.contiguous().numpy(), share_inputs=True)[0].copy())

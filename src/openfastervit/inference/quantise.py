@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openfastervit.inference.openvino_core import kept_signal_stack, openvino_core
+
 if TYPE_CHECKING:
     import openvino
 
@@ -52,7 +54,7 @@ def quantise_openvino(model: "openvino.Model", calibration: Tensor, *, max_loss:
     }
     dataset = nncf.Dataset([image[None] for image in ranges])
     truth = _probabilities(model, checks)
-    with _quiet():
+    with _quiet(), kept_signal_stack():
         quantised = nncf.quantize(model.clone(), dataset, **options)
     if _loss(quantised, checks, truth) <= max_loss:
         return quantised
@@ -64,7 +66,7 @@ def quantise_openvino(model: "openvino.Model", calibration: Tensor, *, max_loss:
         return 1 - float(np.mean(distances)), [1 - distance for distance in distances]
 
     pairs = [(image[None], expected[None]) for image, expected in zip(checks, truth, strict=True)]
-    with _quiet():
+    with _quiet(), kept_signal_stack():
         quantised = nncf.quantize_with_accuracy_control(
             model.clone(),
             dataset,
@@ -84,7 +86,7 @@ def _probabilities(model: "openvino.Model", images: Any) -> Any:
     import openvino
     import openvino.properties.hint as hint
 
-    compiled = openvino.Core().compile_model(model, "CPU", {hint.inference_precision(): openvino.Type.f32})
+    compiled = openvino_core().compile_model(model, "CPU", {hint.inference_precision(): openvino.Type.f32})
     return np.concatenate([_softmax(compiled(image[None])[0]) for image in images])
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import openvino
 import pytest
 import timm
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from openfastervit.inference.engines import ENGINES, Engine, EngineError, Settings, create_engine, installed_engines
 from openfastervit.inference.engines.engine import MAX_DIFFERENCE, difference
 from openfastervit.inference.fold import fold
+from openfastervit.inference.openvino_core import openvino_core
 from tests.inference.lively import lively
 from tests.networks import GLOBAL, HAT, KINDS, SCALED, images, tiny
 
@@ -79,7 +79,7 @@ def test_lower_precision_is_near(name, precision):
         return
     network, x = tiny(GLOBAL, depths=(1, 1, 1, 1)), images(96, 128, batch=3)
     settings = Settings(size=(96, 128), precision=precision)
-    if name == "openvino" and precision.upper() not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if name == "openvino" and precision.upper() not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(EngineError, match=f"no {precision} arithmetic"):
             create_engine(network, name, settings)
         return

@@ -4,7 +4,6 @@ A batch is cut into small chunks that run side by side, one stream a core: a chu
 cache, and no core waits for another inside a layer. An engine built for single images uses all cores for each instead.
 """
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from openfastervit.inference.engines.engine import (
     deployable,
 )
 from openfastervit.inference.graphs import to_openvino
+from openfastervit.inference.openvino_core import openvino_core
 from openfastervit.inference.quantise import quantise_openvino
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class OpenVINOEngine:
         import openvino.properties as properties
         import openvino.properties.hint as hint
 
-        core = _core()
         self.precision: Precision = settings.precision
         self.device = torch.device("cpu")
         self._channels = int(model.inputs[0].get_partial_shape()[1].get_length())
@@ -70,7 +69,7 @@ class OpenVINOEngine:
         fixed.reshape([self._chunk, self._channels, height, width])
         if settings.precision == "fp32" and convolution_kernels:
             _use_convolution_kernels(fixed)
-        self._compiled: Any = core.compile_model(
+        self._compiled: Any = openvino_core().compile_model(
             fixed,
             "CPU",
             {
@@ -122,19 +121,12 @@ def arithmetic(precision: Precision) -> str:
     Raises:
         EngineError: If the CPU has no such arithmetic: OpenVINO would silently take another.
     """
-    able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "int8":
         return "bf16" if "BF16" in able else "f32"
     if precision != "fp32" and precision.upper() not in able:
         raise EngineError(f"this CPU has no {precision} arithmetic for OpenVINO; it has {', '.join(sorted(able))}")
     return _TYPES[precision]
-
-
-@functools.cache
-def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
 
 
 def _keep(request: Any, place: tuple[list[Any], int, Any]) -> None:
