@@ -12,6 +12,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Tests run in one process a core, on tiny networks: more threads would only wait for one another.
 torch.set_num_threads(1)
 
+# Before anything imports Triton: where there is no GPU, its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.load_profile("ci")
 

@@ -1,6 +1,6 @@
 """Building blocks: tensors in, tensors out, torch alone."""
 
-from openfastervit.layers.attention import Attention
+from openfastervit.layers.attention import Attention, use_kernels
 from openfastervit.layers.carriers import CarrierInitialiser
 from openfastervit.layers.conv import ConvBlock, Downsample, LayerNorm2d, Stem
 from openfastervit.layers.drop_path import DropPath
@@ -44,5 +44,6 @@ __all__ = [
     "TwinsAttention",
     "grid_geometry",
     "init_linear",
+    "use_kernels",
     "window_pair",
 ]

@@ -1,8 +1,16 @@
-"""Multi-head attention with an additive bias."""
+"""Multi-head attention with an additive bias, and the switch to attention by kernels for GPUs."""
+
+import functools
+import logging
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MOST_TOKENS = 256
+"""Of a sequence that kernels take; torch's attention is made for longer ones."""
+
+_log = logging.getLogger(__name__)
 
 
 class Attention(nn.Module):
@@ -52,6 +60,40 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))
 
     @torch.jit.unused
+    def on_map(
+        self,
+        x: Tensor,
+        carriers: Tensor | None,
+        table: Tensor | None,
+        *,
+        window: tuple[int, int],
+        carrier_size: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same inside windows of a map, together with their carriers, by kernels: see ``use_kernels``.
+
+        Args:
+            x: A map of whole windows, ``(B, n_h*h, n_w*w, C)``.
+            carriers: ``(B, c*n_h, c*n_w, C)``, in row-major order over their grid, or None.
+            table: Relative position bias ``(heads, 2h-1, 2w-1)``, or None.
+            window: ``(h, w)``.
+            carrier_size: ``c``, 0 without carriers.
+
+        Returns:
+            Map and carriers, of the same shapes.
+        """
+        from openfastervit.kernels.window_attention import window_attention  # where Triton may be missing
+
+        y, u = window_attention(
+            self.qkv(x),
+            None if carriers is None else self.qkv(carriers),
+            table,
+            num_heads=self.num_heads,
+            window=window,
+            carrier_size=carrier_size,
+        )
+        return self.proj(y), None if u is None else self.proj(u)
+
+    @torch.jit.unused
     def weights(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention ``forward`` pays: ``(B, heads, N, N)``, rows (queries) summing to 1. For looking at."""
         q, k, _ = (part.float() for part in self._heads(x))
@@ -66,3 +108,43 @@ def _for_each(bias: Tensor, batch: int) -> Tensor:
     if bias.dim() == 3:
         return bias.unsqueeze(0)
     return bias if bias.shape[0] == 1 else bias.repeat(batch // bias.shape[0], 1, 1, 1)
+
+
+# --- The switch -----------------------------------------------------------------------------------------------------
+
+
+def use_kernels(module: nn.Module, enabled: bool = True) -> int:
+    """Let hierarchical attention run on Triton kernels, forward and backward, on GPUs that have them.
+
+    Tokens and carriers then stay where they lie: nothing is cut into windows or joined. Results differ by rounding
+    alone. Where Triton or the chip is missing the plain path goes on, which one line in the log says; so it does in
+    float64, with masked padding, in TorchScript and in exported graphs.
+
+    Args:
+        module: A network, or a part of one. Changed in place; copies keep the choice.
+        enabled: False for the plain path.
+
+    Returns:
+        How many stages of attention were switched.
+    """
+    # Compiled graphs take its answer as it is. Said here, since saying it imports the compiler, which takes a second.
+    torch.compiler.assume_constant_result(has_kernels)
+    stages = [stage for stage in module.modules() if isinstance(getattr(stage, "kernels", None), bool)]
+    for stage in stages:
+        stage.kernels = enabled  # type: ignore[assignment]
+    return len(stages)
+
+
+def has_kernels(device: str) -> bool:
+    """Whether kernels run on a device; where they do not, the log has said so once."""
+    return _has_kernels(device)
+
+
+@functools.lru_cache
+def _has_kernels(device: str) -> bool:
+    from openfastervit.kernels import unavailable
+
+    reason = unavailable(device)
+    if reason is not None:
+        _log.warning("attention without kernels: %s", reason)
+    return reason is None

@@ -17,9 +17,12 @@ class DropPath(nn.Module):
         """``(B, ...) -> (B, ...)``: one draw for each index of the first axis."""
         if self.drop_prob == 0.0 or not self.training:
             return x
+        return x * self.draw([x.shape[0]] + [1] * (x.dim() - 1), x)
+
+    def draw(self, shape: list[int], like: Tensor) -> Tensor:
+        """0 for what is dropped, ``1 / keep`` for what stays, of a shape."""
         keep = 1 - self.drop_prob
-        mask = torch.empty([x.shape[0]] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
-        return x * (mask.bernoulli_(keep) / keep)
+        return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep) / keep
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3f}"

@@ -9,13 +9,15 @@ Shapes: ``B`` batch, ``C`` channels, ``H x W`` the map, ``h x w`` a window, ``n_
 """
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openfastervit.layers.attention import MOST_TOKENS, has_kernels
 from openfastervit.layers.carriers import CARRIER_POOLINGS, CarrierInitialiser, CarrierPooling
+from openfastervit.layers.map_attention import block_on_map
 from openfastervit.layers.mixer import TokenMixer, drop_path_rates, geometry_dtype, is_whole, window_pair
 from openfastervit.layers.position import AbsolutePosition, GridGeometry, grid_geometry
 from openfastervit.layers.transformer import MLPLayer, TransformerLayer, init_linear
@@ -207,6 +209,8 @@ class HierarchicalAttention(TokenMixer):
     """
 
     window_size: tuple[int, int]
+    kernels: bool
+    """Whether blocks run on kernels where they can; see ``use_kernels``."""
 
     def __init__(
         self,
@@ -240,6 +244,7 @@ class HierarchicalAttention(TokenMixer):
         self.carrier_levels = carrier_levels
         self.carrier_pooling = carrier_pooling
         self.mask_padding = mask_padding
+        self.kernels = False
         self.without = left_out(without)
         self.set_window_size(self.window_size)
         self.carrier_init: CarrierInitialiser | None = None
@@ -296,7 +301,11 @@ class HierarchicalAttention(TokenMixer):
         window = self.window_size
         counts = window_counts(height, width, window)
         x = pad_to_windows(x, window, counts)
-        x, carriers, levels = self._begin(x, height, width, counts)
+        carriers, levels = self._begin(x, height, width, counts)
+        if self.kernels and not torch.jit.is_scripting():
+            if self._on_kernels(x, levels):
+                return crop(self._on_map(x, carriers, levels), height, width)
+        x = map_to_windows(x, window, counts)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x, carriers = checkpoint(block, x, carriers, levels, use_reentrant=False)
@@ -304,10 +313,8 @@ class HierarchicalAttention(TokenMixer):
                 x, carriers = block(x, carriers, levels)
         return crop(windows_to_map(x, window, counts), height, width)
 
-    def _begin(
-        self, x: Tensor, height: int, width: int, counts: tuple[int, int]
-    ) -> tuple[Tensor, list[Tensor], list[Level]]:
-        """A padded map to its windows, its first carriers, and how both are cut."""
+    def _begin(self, x: Tensor, height: int, width: int, counts: tuple[int, int]) -> tuple[list[Tensor], list[Level]]:
+        """Of a padded map the first carriers, and how both are cut."""
         window, c = self.window_size, self.carrier_size
         dtype, device = geometry_dtype(x), x.device
         hierarchical = False
@@ -341,7 +348,26 @@ class HierarchicalAttention(TokenMixer):
                         carriers.append(above)
                         grid = (c * inner.counts[0], c * inner.counts[1])
                 levels.append(Level(grid, (1, 1), grid_geometry(grid[0], grid[1], dtype, device), None))
-        return map_to_windows(x, window, counts), carriers, levels
+        return carriers, levels
+
+    @torch.jit.unused
+    def _on_kernels(self, x: Tensor, levels: list[Level]) -> bool:
+        """Whether kernels take such a map: short sequences, one level of carriers, no masks, not float64."""
+        tokens = levels[0].window[0] * levels[0].window[1] + self.carrier_size**2
+        plain = len(levels) > 2 or levels[0].hidden is not None or x.dtype == torch.float64 or tokens > MOST_TOKENS
+        return not plain and not exporting() and has_kernels(str(x.device))
+
+    @torch.jit.unused
+    def _on_map(self, x: Tensor, carriers: list[Tensor], levels: list[Level]) -> Tensor:
+        """All blocks on a padded map, ``(B, C, n_h*h, n_w*w)`` to the same, with kernels."""
+        x = x.permute(0, 2, 3, 1).contiguous()
+        t = carriers[0] if carriers else None
+        for block in self.blocks:
+            if self.grad_checkpointing:
+                x, t = checkpoint(block_on_map, cast(AttentionBlock, block), x, t, levels, use_reentrant=False)
+            else:
+                x, t = block_on_map(cast(AttentionBlock, block), x, t, levels)
+        return x.permute(0, 3, 1, 2)
 
     def _super_carriers(self, t: Tensor, grid: tuple[int, int]) -> tuple[Level, Tensor]:
         """How a grid of carriers ``(B, G_h*G_w, C)`` is cut into windows, and the first carriers of these."""

@@ -111,9 +111,13 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.mlp = PositionMLP(num_heads, device=device, dtype=dtype)
 
+    def table(self, geometry: GridGeometry) -> Tensor:
+        """The bias of each offset and head, ``((2h-1) * (2w-1), heads)``."""
+        return 16 * torch.sigmoid(self.mlp(geometry.offsets))
+
     def forward(self, geometry: GridGeometry, num_carriers: int) -> Tensor:
         """Bias ``(heads, K + N, K + N)`` of a grid's tokens behind ``K`` carriers, whose rows and columns are 0."""
-        table = 16 * torch.sigmoid(self.mlp(geometry.offsets))
+        table = self.table(geometry)
         tokens = geometry.coordinates.shape[0]
         bias = table[geometry.offset_index].view(tokens, tokens, -1).permute(2, 0, 1)
         if num_carriers > 0:
