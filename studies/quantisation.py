@@ -5,7 +5,8 @@
     python -m studies.quantisation --checkpoint RUN/best.safetensors --data imagenette-128 --out quantisation.csv
 
 Ranges of int8 come from training images, accuracy is measured on the validation images, by one checkpoint for all.
-``agreement`` is the share of images whose best class is that of the float32 network in eager PyTorch.
+``agreement`` is the share of images whose best class is that of the float32 network in eager PyTorch. fp8 is emulated:
+the same products as on a GPU that has them, summed in another order.
 """
 
 import argparse
@@ -33,8 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a classifier trained on the data")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/, a folder a class")
     parser.add_argument("--out", type=Path, required=True, help="the CSV")
-    parser.add_argument("--engines", nargs="+", help="names; by default all that are installed and build in seconds")
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"], choices=PRECISIONS, help="of each")
+    parser.add_argument("--engines", nargs="+", help="names; by default all of CPUs that build in seconds")
+    parser.add_argument(
+        "--precisions", nargs="+", default=["fp32", "bf16", "fp8", "int8"], choices=PRECISIONS, help="of each"
+    )
     parser.add_argument("--images", type=int, help="of the validation set, evenly over it; by default all")
     options = parser.parse_args(arguments)
     network, classes, preparation = load_classifier(options.checkpoint)
@@ -48,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     size = calibration.shape[2], calibration.shape[3]
     images, labels = zip(*(val[i] for i in _evenly(len(val), options.images or len(val))), strict=True)
     x, y = torch.stack(images), torch.tensor(labels)
-    names = options.engines or [name for name in installed_engines() if not ENGINES[name].compiles]
+    names = options.engines or [
+        name for name in installed_engines() if not ENGINES[name].compiles and ENGINES[name].runs_on("cpu")
+    ]
     about = {
         **environment.hardware(),
         **environment.versions(("torch", "timm", "onnxruntime", "openvino", "nncf")),

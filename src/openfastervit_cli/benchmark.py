@@ -57,8 +57,9 @@ def benchmark(
             mask2former. The first of each is what is measured if none is named.
         head_options: Other options of the head, by name.
         modes: What backbones in a head are measured at: inference, training; by default both.
-        engines: Names of engines of classification; 'auto', the default, for those installed, 'all' for all.
-        precisions: fp32, fp16, bf16, int8; in a head fp32 and bf16.
+        engines: Names of engines of classification; 'auto', the default, for those that are installed and run on the
+            device, 'all' for all.
+        precisions: fp32, fp16, bf16, fp8, int8; in a head fp32 and bf16.
         batch_sizes: Images a call; by default 1, 8, 32 and 128, for detection 1, for segmentation 2.
         sizes: Sides of the images of classification; by default 224.
         img_size: Side, or height and width, of the images of detection or segmentation.
@@ -158,7 +159,7 @@ def _benchmark_classification(
 
     if page and not installed("plotly"):
         raise ValueError("page.html needs plotly: pip install 'openfastervit[report]', or leave it out with --no-page")
-    engines = _engines(engines)
+    engines = _engines(engines, machine.device)
     cases = plan_cases(
         networks,
         engines,
@@ -211,13 +212,13 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _engines(asked: list[str]) -> list[str]:
+def _engines(asked: list[str], device: str = "cpu") -> list[str]:
     from openfastervit.inference.engines import ENGINES, installed_engines
 
     named: list[str] = []
     for name in asked:
         if name == "auto":
-            named += installed_engines()
+            named += [installed for installed in installed_engines() if ENGINES[installed].runs_on(device)]
         elif name == "all":
             named += ENGINES
         elif name in ENGINES:

@@ -1,10 +1,13 @@
 """Measuring, in processes that are there: what they say, how they end, who takes turns with whom."""
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import pytest
 import torch
 
 from openfastervit.benchmarking.cases import Case, Row
-from openfastervit.benchmarking.measure import Plan, measure
+from openfastervit.benchmarking.measure import Plan, _Worker, measure, row_of
 from openfastervit.benchmarking.status import is_out_of_memory, status_of
-from openfastervit.benchmarking.subject import Machine
+from openfastervit.benchmarking.subject import Called, Machine, Measured
+from openfastervit.benchmarking.worker import Built
 from openfastervit.inference.engines import ENGINES, EngineError, EngineKind
 
 POCKET = {"dim": 8, "stem_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 4)}
@@ -172,3 +176,100 @@ def state(pid: int | None, seconds: float = 5) -> str:
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
         time.sleep(0.01)
     return letter
+
+
+# --- Building several at once, and ends of the time -----------------------------------------------------------------
+
+
+def test_several_are_built_at_once_and_measured_in_their_order() -> None:
+    order: list[str] = []
+    at_once: list[int] = []
+
+    def note(line: str) -> None:
+        order.append(line)
+        at_once.append(len(multiprocessing.active_children()))
+
+    names = ["one", "two", "three", "four"]
+    cases = [case(name) for name in names] + [case("none", height=16)]
+    rows = rows_of(cases, plan=Plan(repeats=2, seconds=0.01, builders=3), tell=note)
+    assert {row.model: row.status.partition(":")[0] for row in rows} == {
+        **dict.fromkeys(names, "ok"),
+        "none": "unsupported at this size",
+    }
+    assert [row.model for row in rows if row.status == "ok"] == names
+    building = sum(line.startswith("building") for line in order)
+    assert building == 5
+    assert at_once[2] >= 2, "the third began while the first two were being built"
+    assert {row.block for row in rows if row.status == "ok"} == {1}
+
+
+@dataclass(frozen=True)
+class Sleeper(Case):
+    """Never ready, or ready and never done."""
+
+    when: str = "built"
+
+    @contextlib.contextmanager
+    def open(self, machine: Machine) -> Iterator[Called]:
+        if self.when == "built":
+            time.sleep(1000)
+        calls = itertools.count()
+        # The first call, those of warming up, the one before a repeat: then it hangs.
+        yield Called(lambda: time.sleep(1000 if next(calls) > 20 else 0.001))
+
+
+def sleeper(when: str) -> Sleeper:
+    return Sleeper("sleeper", "fastervit_0", False, "torch-folded", "fp32", 2, 64, 64, {}, when)
+
+
+def test_what_is_not_built_in_time_is_left_out() -> None:
+    ready: list[str] = []
+    plan = Plan(repeats=1, seconds=0.01, builders=2, built_until=time.monotonic() + 8)
+    rows = rows_of([sleeper("built"), case("one")], plan=plan, before_turns=lambda: ready.append("ready"))
+    assert {row.model: row.status for row in rows} == {
+        "sleeper": "not measured: out of time: it was still being built",
+        "one": "ok",
+    }
+    assert ready == ["ready"]
+    (row,) = rows_of([case()], plan=Plan(built_until=0.0))
+    assert row.status == "not measured: out of time: building it did not begin"
+
+
+def test_at_the_end_of_the_time_rows_keep_the_repeats_that_they_have() -> None:
+    ends = time.monotonic() + 8
+    plan = Plan(repeats=10**6, seconds=0.5, tail=False, until=ends)
+    one, two = rows_of([case("one"), case("two")], plan=plan)
+    for row in (one, two):
+        assert row.repeats >= 1
+        assert row.status == f"running: {row.repeats} of 1000000 repeats"
+    (row,) = rows_of([case()], plan=Plan(until=0.0))
+    assert row.status == "not measured: out of time: no repeat was measured"
+
+
+def test_a_turn_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openfastervit.benchmarking.measure.GRACE", 0.5)
+    plan = Plan(repeats=3, seconds=1.0, tail=False, until=time.monotonic() + 8)
+    (row,) = rows_of([sleeper("measured")], plan=plan)
+    assert row.status == "not measured: out of time: its turn did not end"
+
+
+def test_rates_are_those_of_each_repeat() -> None:
+    seen: list[Measured] = []
+
+    class Seen(Case):
+        def measured(self, found: Measured, status: str) -> Row:
+            seen.append(found)
+            return super().measured(found, status)
+
+    worker = _Worker(
+        Seen("seen", "fastervit_0", False, "torch-folded", "fp32", 4, 64, 64),
+        1,
+        multiprocessing.current_process(),
+        multiprocessing.Pipe()[0],
+        Built(1.0, 1, 0, 0, 0, None, "process", {}),
+        seconds=[[1.0, 3.0], [0.5], [2.0]],
+    )
+    row = row_of(worker, 1, PLAN)
+    assert seen[0].rates == (2.0, 8.0, 2.0)
+    assert row.images_per_second == 2.0
+    assert worker.seconds_a_call == 1.0

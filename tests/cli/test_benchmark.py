@@ -134,6 +134,11 @@ def test_auto_takes_what_is_installed_and_all_takes_all(monkeypatch: pytest.Monk
     assert _engines(["auto"]) == ["torch-eager"]
     assert _engines(["all"]) == ["torch-eager", "abacus"]
     assert _engines(["abacus", "auto", "abacus"]) == ["abacus", "torch-eager"]
+    table["graphs"] = EngineKind("nowhere:build", ("fp32",), devices=("cuda",))
+    monkeypatch.setattr(engines, "installed_engines", lambda: ["torch-eager", "graphs"])
+    assert _engines(["auto"], "cpu") == ["torch-eager"]
+    assert _engines(["auto"], "cuda:1") == ["torch-eager", "graphs"]
+    assert _engines(["graphs"], "cpu") == ["graphs"], "what is named is tried, and says why it cannot be"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_auto_takes_what_is_installed_and_all_takes_all(monkeypatch: pytest.Monk
         (["--models", "fastervit_9"], ["fastervit_9", "did you mean"]),
         (["--peers", "convnext_tyni"], ["convnext_tyni", "did you mean", "convnext_tiny"]),
         (["--engines", "steam"], ["'steam'", "torch-eager", "auto"]),
-        (["--precisions", "fp8"], ["'fp8'", "bf16"]),
+        (["--precisions", "fp4"], ["'fp4'", "bf16"]),
         (["--batch-sizes", "0"], ["--batch-sizes 0", "at least 1"]),
         (["--sizes", "-3"], ["--sizes -3", "at least 1"]),
         (["--repeats", "0"], ["--repeats 0", "at least 1"]),

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from studies.gpu_session.floor import floor, products_of
 from tests.conftest import REPOSITORY
 
 RESULTS = REPOSITORY / "studies" / "results"
@@ -88,3 +89,28 @@ def test_accuracy() -> None:
     assert told == [[*(row[column] for column in columns), f"{100 * float(row['agreement']):.1f} %"] for row in rows]
     assert any(row["precision"] == "int8" for row in rows)
     assert all(float(row["difference_points"]) >= -0.5 for row in rows), "int8 loses more than was promised"
+
+
+def test_the_floor_on_a_gpu() -> None:
+    """Counted by the session's own count, whose parts are tested against counts by hand."""
+    told = table_after("floor: fastervit_0, 224, batch 128")
+    stages = floor(products_of("fastervit_0", 224, 128), flop_per_second=1e15, bytes_per_second=4e12)
+    assert told == [
+        [
+            stage.stage,
+            str(stage.products),
+            f"{2 * stage.multiply_adds / 1e9:.0f}",
+            f"{stage.bytes / 1e6:.0f}",
+            f"{2 * stage.multiply_adds / stage.bytes:.0f}",
+        ]
+        for stage in stages
+    ]
+
+
+def test_nothing_is_told_of_a_gpu_before_it_is_measured() -> None:
+    """The table's last column, until the session's tables are committed."""
+    if not any(RESULTS.glob("gpu*/goals.csv")):
+        section = TEXT.partition("# On a GPU")[2].partition("The floor follows")[0]
+        rows = [line.split("|")[3].strip() for line in section.splitlines() if line.startswith("|")][2:]
+        assert len(rows) == 6
+        assert set(rows) == {"not yet measured"}

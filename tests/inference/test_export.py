@@ -249,6 +249,9 @@ def test_impossible_plans() -> None:
         Plan("onnx", "bf16", SIZE)
     with pytest.raises(ValueError, match=r"torch in int8 .* export to onnx or openvino"):
         Plan("torch", "int8", SIZE)
+    for to in ("onnx", "openvino", "torch", "tensorrt"):
+        with pytest.raises(ValueError, match=rf"{to} in fp8 is not to be had: choose one of fp32, fp16"):
+            Plan(to, "fp8", SIZE)  # type: ignore[arg-type]  # a loop's variable is any text
     with pytest.raises(ValueError, match="to='tflite' is unknown"):
         Plan("tflite", "fp32", SIZE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one size of images"):

@@ -26,12 +26,13 @@ def data(tmp_path):
 def test_figures(data):
     out = data / "results" / "quantisation.csv"
     arguments = ["--checkpoint", str(data / "net.safetensors"), "--data", str(data / "data"), "--out", str(out)]
-    assert quantisation.main([*arguments, "--engines", "torch-folded", "--precisions", "fp32", "bf16"]) == 0
+    assert quantisation.main([*arguments, "--engines", "torch-folded", "--precisions", "fp32", "bf16", "fp8"]) == 0
     rows = list(csv.DictReader(out.open()))
     assert [(row["engine"], row["precision"]) for row in rows] == [
         ("torch-eager", "fp32"),
         ("torch-folded", "fp32"),
         ("torch-folded", "bf16"),
+        ("torch-folded", "fp8"),
     ]
     network, _, preparation = load_classifier(data / "net.safetensors")
     images = ImageFolder(str(data / "data" / "val"), create_transform(**preparation, is_training=False))

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from openfastervit.training import optimisation
 from openfastervit.training.optimisation import Schedule, create_optimizer, rate_factor
 from openfastervit.training.recipe import LoopSettings
 from tests.pocket import pocket
@@ -114,3 +116,59 @@ def test_options_reach_the_optimizer_and_wrong_ones_are_named() -> None:
     assert tuple(optimizer.param_groups[0]["betas"]) == (0.8, 0.9)
     with pytest.raises(ValueError, match=r"optimizer_options=\{'bettas': 1\}: .*bettas"):
         create_optimizer(nn.Linear(2, 2), LoopSettings(optimizer_options={"bettas": 1}), 8)
+
+
+class OnGpu(nn.Module):
+    """A network whose weights say that they are on a GPU."""
+
+    def __init__(self, kind: str = "cuda") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter([SimpleNamespace(device=torch.device(self.kind))])
+
+
+@pytest.mark.parametrize(
+    ("settings", "fuses"),
+    [
+        ({}, True),
+        ({"optimizer": "sgd"}, True),
+        ({"optimizer": "lamb"}, False),  # timm's own
+        ({"precision": "bf16"}, True),
+        ({"precision": "fp16"}, False),
+        ({"sharding": "fsdp2"}, True),
+        ({"sharding": "fsdp2", "optimizer": "sgd"}, False),
+        ({"optimizer_options": {"fused": False}}, False),
+        ({"optimizer_options": {"foreach": True}}, False),
+        ({"optimizer_options": {"betas": [0.8, 0.9]}}, True),
+    ],
+    ids=str,
+)
+def test_steps_are_fused_on_gpus_where_the_optimizer_has_it(settings: dict[str, Any], fuses: bool) -> None:
+    options = LoopSettings(**settings)
+    assert optimisation._fuses(OnGpu(), options) == fuses
+    assert not optimisation._fuses(OnGpu("cpu"), options)
+
+
+def test_fused_steps_are_the_steps_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, which has them too: clipped and accumulated gradients, rates that change, groups of weights."""
+    ends = []
+    for fused in (False, True):
+        monkeypatch.setattr(optimisation, "_fuses", lambda *_, fused=fused: fused)
+        torch.manual_seed(0)
+        network = pocket().to(memory_format=torch.channels_last)
+        options = LoopSettings(layer_decay=0.7, lr=1e-3, lr_batch=None, epochs=2)
+        optimizer = create_optimizer(network, options, 8)
+        assert optimizer.defaults["fused"] == (True if fused else None)
+        schedule = Schedule(optimizer, options, 2, 8)
+        images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+        for update in range(3):
+            schedule.set(update)
+            for half in images.split(2):
+                network(half).square().mean().backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+    assert (ends[0] - ends[1]).norm() < 1e-5 * ends[0].norm()

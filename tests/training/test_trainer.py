@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openfastervit.data.loader import LabelledImages, Sample
+from openfastervit.layers import HierarchicalAttention
 from openfastervit.tasks.metrics import ClassificationMetrics
 from openfastervit.tasks.task import Batch
 from openfastervit.training.parallel import Processes
@@ -336,3 +337,30 @@ def test_a_signal_that_was_ignored_stays_so() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Attending(Toy):
+    """A toy whose network has a stage of hierarchical attention."""
+
+    def build(self) -> nn.Module:
+        stage = HierarchicalAttention(16, 2, depth=1, window_size=1, carrier_size=1)
+        return nn.Sequential(nn.Conv2d(1, 16, 1), stage, nn.Flatten(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_attention_by_kernels_is_asked_for(tmp_path: Path, switched: bool) -> None:
+    trainer = Run(tmp_path / "run", Attending(), attention_kernels=switched, ema_decay=0.9).trainer
+    assert trainer.state.average is not None
+    for network in (trainer.network, trainer.state.average.module):
+        assert [module.kernels for module in network.modules() if hasattr(module, "kernels")] == [switched]
+
+
+def test_the_network_is_compiled_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode: modes.append(mode))
+    for mode in ("default", "max-autotune-no-cudagraphs"):
+        Run(tmp_path / mode, compile=True, compile_mode=mode)
+    Run(tmp_path / "not")
+    assert modes == ["default", "max-autotune-no-cudagraphs"]
+    with pytest.raises(ValueError, match=r"compile_mode=max-autotune-no-cudagraphs .* set compile too"):
+        LoopSettings(compile_mode="max-autotune-no-cudagraphs").check_loop()

@@ -32,7 +32,7 @@ def multiply_adds(model: nn.Module, height: int, width: int, batch: int = 1) -> 
     Raises:
         ValueError: If the network does not take images of that size.
     """
-    shadow = _on_meta(model)
+    shadow = on_meta(model)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(_images(shadow, batch, height, width))
     return int(counter.get_total_flops()) // 2
@@ -70,7 +70,7 @@ def summarise(model: FasterViT, height: int, width: int) -> Summary:
     Raises:
         ValueError: If height or width is below 32.
     """
-    shadow = _on_meta(model)
+    shadow = on_meta(model)
     images = _images(shadow, 1, height, width)
     check_images(images, shadow.in_chans)
     parts: list[Part] = []
@@ -107,7 +107,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _on_meta(model: Model) -> Model:
+def on_meta(model: Model) -> Model:
     """A copy of a network, in evaluation mode, whose tensors have shapes but no storage."""
     # deepcopy takes what it finds in the memo for a copy made already: the real tensors are never copied.
     shadows: dict[int, object] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}

@@ -21,8 +21,15 @@ CALIBRATION_IMAGES = 8
 
 
 @contextlib.contextmanager
-def open_engine(case: "Case", machine: Machine) -> Iterator[Called]:
+def open_engine(
+    case: "Case", machine: Machine, create: Callable[[nn.Module, str, Settings], Engine] = create_engine
+) -> Iterator[Called]:
     """A case's network on its engine, and a call of it on random images.
+
+    Args:
+        case: What is measured.
+        machine: Where.
+        create: What makes the engine of a network, the name in the case, and settings.
 
     Raises:
         UnsupportedSizeError: If the network does not take images of that size.
@@ -43,7 +50,7 @@ def open_engine(case: "Case", machine: Machine) -> Iterator[Called]:
         threads=machine.threads,
         calibration=images(CALIBRATION_IMAGES) if case.precision == "int8" else None,
     )
-    with contextlib.closing(create_engine(network, case.engine, settings)) as engine:
+    with contextlib.closing(create(network, case.engine, settings)) as engine:
         batch = images(case.batch_size).to(engine.device)
         del network
         yield Called(_call(engine, batch))

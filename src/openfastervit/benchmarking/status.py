@@ -10,6 +10,8 @@ OK = "ok"
 """The status of a row that was measured whole. Others begin with a kind and a colon, then tell what happened."""
 RUNNING = "running"
 """The kind of a row that lacks repeats, while they are measured."""
+OUT_OF_TIME = "not measured: out of time"
+"""The kind of a row for which the time that was given did not suffice."""
 INTERRUPTED = "interrupted"
 """The kind of a row that will lack them for ever."""
 

@@ -35,6 +35,8 @@ class Measured:
     """Median over the repeats."""
     images_per_second_q1: float
     images_per_second_q3: float
+    rates: tuple[float, ...]
+    """Images a second of each repeat."""
     seconds: tuple[float, ...]
     """Of each call of all repeats."""
     peak_memory_mb: float

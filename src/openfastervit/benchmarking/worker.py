@@ -22,6 +22,8 @@ from openfastervit.benchmarking.status import status_of
 from openfastervit.benchmarking.subject import Machine, Subject
 from openfastervit.benchmarking.timing import time_calls, warm_up
 
+CONTEXT = 600_000_000
+"""Bytes of a GPU that a process takes for its context and libraries, beside what torch counts: about so many."""
 LONG = 2.0
 """Seconds of a call from which on none goes uncounted before those of a turn."""
 
@@ -106,8 +108,8 @@ def _serve(case: Subject[Any], machine: Machine, connection: Connection) -> None
 class _Meter:
     """Memory of this process, or of the GPU.
 
-    On a GPU torch counts what its own engines take. Of others the driver tells what is missing: their pools, which they
-    keep between calls.
+    On a GPU torch counts what its own engines take, whatever other processes do. Of others the driver tells what is
+    missing: their pools, which they keep between calls.
     """
 
     def __init__(self, machine: Machine, *, counted: bool) -> None:
@@ -141,7 +143,9 @@ class _Meter:
 
     def held(self) -> int:
         """What is held now, in bytes."""
-        return memory.held_bytes() if self._cuda is None else self._taken()
+        if self._cuda is None:
+            return memory.held_bytes()
+        return int(torch.cuda.memory_reserved(self._cuda)) + CONTEXT if self._counted else self._taken()
 
     def tidy(self) -> None:
         """Give back what only a call needs: others come before the next one."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from openfastervit.inference.checkpoint import COMMANDS
-from openfastervit.inference.engines.engine import PRECISIONS, Precision, require
-from openfastervit.inference.exported import KEY, SUFFIXES, ExportedFileError
+from openfastervit.inference.engines.engine import Precision, require
+from openfastervit.inference.exported import KEY, PRECISIONS, SUFFIXES, ExportedFileError
 from openfastervit.inference.openvino_core import openvino_core
 
 DenseFormat = Literal["onnx", "openvino"]
@@ -82,7 +82,8 @@ class DenseAbout:
             raise ExportedFileError(
                 f"its metadata is damaged ({type(error).__name__}: {error}); export it again"
             ) from error
-        known = about.format in DENSE_FORMATS and about.precision in PRECISIONS and about.resize in get_args(Resize)
+        known = about.format in DENSE_FORMATS and about.precision in PRECISIONS[about.format]
+        known = known and about.resize in get_args(Resize)
         colours = len(about.mean) == len(about.std) == 3 and min(about.std) > 0
         numbered = (about.category_ids is not None) == (about.task == "detection")
         if numbered and about.category_ids is not None:

@@ -25,6 +25,7 @@ from openfastervit.inference.engines.engine import MAX_DIFFERENCE, Precision, de
 from openfastervit.inference.exported import (
     FORMATS,
     KEY,
+    PRECISIONS,
     SUFFIXES,
     About,
     Exported,
@@ -50,14 +51,6 @@ from openfastervit.inference.quantise import LEAST_IMAGES
 
 if TYPE_CHECKING:
     import openvino
-
-PRECISIONS: dict[Format, tuple[Precision, ...]] = {
-    "onnx": ("fp32", "fp16", "int8"),
-    "openvino": ("fp32", "fp16", "bf16", "int8"),
-    "torch": ("fp32", "fp16", "bf16"),
-    "tensorrt": ("fp32", "fp16", "bf16"),
-}
-"""What each format can hold and run."""
 
 MAX_DISTANCE = 0.05
 """For int8: mean total variation distance, 0 to 1, between the class probabilities, on images it has not seen."""

@@ -16,9 +16,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
-from openfastervit.inference.checkpoint import COMMANDS
+from openfastervit.inference.checkpoint import COMMANDS, MAX_SIDE
 from openfastervit.inference.engines.engine import (
-    PRECISIONS,
     Engine,
     EngineError,
     Precision,
@@ -31,6 +30,15 @@ from openfastervit.inference.preprocessing import PixelEngine
 Format = Literal["onnx", "openvino", "torch", "tensorrt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "tensorrt": ".engine"}
+PRECISIONS: dict[Format, tuple[Precision, ...]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "torch": ("fp32", "fp16", "bf16"),
+    "tensorrt": ("fp32", "fp16", "bf16"),
+}
+"""What each format can hold and run."""
+_MOST_TEXT = 2**24
+"""Bytes that are read of a text in a torch program: it may be compressed."""
 KEY = "openfastervit"
 """Where files keep what is written beside the network."""
 
@@ -93,15 +101,16 @@ class About:
         """
         try:
             about = cls._parsed(json.loads(text))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise ExportedFileError(
                 f"its metadata is damaged ({type(error).__name__}: {error}); export it again"
             ) from error
         channels, height, width = about.preparation["input_size"]
         deviations = about.preparation["std"]
         whole = len(about.preparation["mean"]) == len(deviations) == channels and min(deviations) > 0
-        known = about.format in FORMATS and about.precision in PRECISIONS
-        if not whole or not known or min(height, width, *(about.size or ())) < 1:
+        known = about.format in FORMATS and about.precision in PRECISIONS[about.format]
+        sides = (height, width, *(about.size or ()))
+        if not whole or not known or min(sides) < 1 or max(sides) > MAX_SIDE:
             raise ExportedFileError("its metadata is damaged: its values are impossible; export it again")
         return about
 
@@ -152,11 +161,27 @@ def read_about(path: str | os.PathLike[str]) -> About:
         raise ExportedFileError(f"{path}: {error}") from error
 
 
+def exported_task(path: str | os.PathLike[str]) -> str:
+    """What an exported file was trained for: "detection", "segmentation", or else "classification".
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ExportedFileError: If it is damaged.
+        EngineError: If its format's library is not installed.
+    """
+    path = Path(path)
+    kind = _format_of(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no exported network at {path}; check the path")
+    task = _task_of(_READERS[kind](path) or "")
+    return task if task in COMMANDS else "classification"
+
+
 def _task_of(text: str) -> str:
     """What a network was trained for, by its metadata; those that do not tell are classifiers."""
     try:
         return str(json.loads(text)["task"])
-    except (ValueError, KeyError, TypeError):  # damaged: who reads all of it says so
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged: who reads all of it says so
         return "classification"
 
 
@@ -231,12 +256,16 @@ def _openvino_model(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> str | None:
-    if not zipfile.is_zipfile(path):
-        raise ExportedFileError(f"{path} is a damaged torch program, or none at all; export it again")
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if Path(name).name == KEY:
-                return archive.read(name).decode()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if Path(name).name == KEY:
+                    with archive.open(name) as text:
+                        return text.read(_MOST_TEXT).decode()
+    except OSError:
+        raise
+    except Exception as error:  # what a reader raises on arbitrary bytes has no common class
+        raise ExportedFileError(f"{path} is a damaged torch program, or none at all; export it again") from error
     return None
 
 
@@ -295,7 +324,12 @@ def _open_openvino(path: Path, about: About, device: str, threads: int | None) -
 def _open_torch(path: Path, about: About, device: str, threads: int | None) -> Engine:
     from torch.export.passes import move_to_device_pass
 
-    program = torch.export.load(path)
+    try:
+        program = torch.export.load(path)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of torch's reader: it is a program, and may raise anything
+        raise ExportedFileError(f"{path} is a damaged torch program ({error}); export it again") from error
     where = torch.device(device)
     if where.type != "cpu":
         program = move_to_device_pass(program, where)

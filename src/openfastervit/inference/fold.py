@@ -72,10 +72,10 @@ class FoldedFasterViT(nn.Module):
                     attention = FoldedAttention(attention, map_size, head_multiple=head_multiple)
                 else:
                     attention = frozen(attention)
-                stages.append(nn.Sequential(_FoldedDownsample(stage.downsample), attention))
+                stages.append(nn.Sequential(FoldedDownsample(stage.downsample), attention))
             else:
                 stage = cast(ConvStage, stage)
-                downsample = [] if isinstance(stage.downsample, nn.Identity) else [_FoldedDownsample(stage.downsample)]
+                downsample = [] if isinstance(stage.downsample, nn.Identity) else [FoldedDownsample(stage.downsample)]
                 stages.append(nn.Sequential(*downsample, *map(_FoldedConvBlock, cast("list[ConvBlock]", stage.blocks))))
         self.stages = nn.Sequential(*stages)
         self.norm: nn.Module = nn.Identity()
@@ -146,7 +146,7 @@ class _FoldedConvBlock(nn.Module):
         return cast(Tensor, self.conv2(self.conv1(x), x))
 
 
-class _FoldedDownsample(nn.Module):
+class FoldedDownsample(nn.Module):
     def __init__(self, downsample: nn.Module) -> None:
         super().__init__()
         norm = cast(LayerNorm2d, downsample.norm)

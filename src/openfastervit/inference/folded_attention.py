@@ -82,7 +82,7 @@ class FoldedAttention(nn.Module):
             else:
                 self.carrier_init = _FixedCarriers(stage.carrier_init, self.window, self.counts)
         self.blocks = nn.ModuleList(
-            _FoldedBlock(
+            FoldedBlock(
                 block, window=self.window, counts=self.counts, carrier_size=self.carrier_size, multiple=head_multiple
             )
             for block in cast("list[AttentionBlock]", stage.blocks)
@@ -196,7 +196,7 @@ class _OpenCarriers(nn.Module):
         return carriers_to_windows(carriers, self.initialiser.carrier_size, counts).reshape(batch, count, channels)
 
 
-class _FoldedBlock(nn.Module):
+class FoldedBlock(nn.Module):
     """Carriers attend to one another, then each window inside itself; positions are constants or follow the size."""
 
     def __init__(
@@ -211,21 +211,21 @@ class _FoldedBlock(nn.Module):
         super().__init__()
         self.window = window
         self.carrier_size = carrier_size
-        self.attend = _FoldedLayer(block.window, multiple)
+        self.attend = FoldedLayer(block.window, multiple)
         like = block.window.attn.qkv.weight
         assert block.window_position is not None
         assert block.window.bias is not None
         position, bias = _positions(block.window_position, block.window.bias, window, like)
         self.register_buffer("position", position, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
-        self.carriers_attend: _FoldedLayer | None = None
+        self.carriers_attend: FoldedLayer | None = None
         self.carrier_positions: nn.Module | None = None
         self.propagate = False
         if carrier_size > 0:
             assert block.carrier_position is not None
             assert isinstance(block.carrier, TransformerLayer)
             assert block.carrier.bias is not None
-            self.carriers_attend = _FoldedLayer(block.carrier, multiple)
+            self.carriers_attend = FoldedLayer(block.carrier, multiple)
             positions = _OpenPositions(block.carrier_position, block.carrier.bias, carrier_size)
             self.carrier_positions = positions if counts is None else _FixedPositions(positions, counts, like)
             self.propagate = block.propagate_carriers
@@ -297,7 +297,7 @@ class _FixedPositions(nn.Module):
         return cast(Tensor, self.position), cast(Tensor, self.bias)
 
 
-class _FoldedLayer(nn.Module):
+class FoldedLayer(nn.Module):
     """Attention and MLP of a block, each with its norm and its way past."""
 
     def __init__(self, layer: TransformerLayer, multiple: int) -> None:

@@ -28,7 +28,7 @@ class FusedConv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = _activate(super().forward(x), self.activation)
+        x = activate(super().forward(x), self.activation)
         return x if residual is None else residual + x
 
 
@@ -40,11 +40,12 @@ class FusedLinear(nn.Linear):
         self.activation = activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = _activate(super().forward(x), self.activation)
+        x = activate(super().forward(x), self.activation)
         return x if residual is None else residual + x
 
 
-def _activate(x: Tensor, activation: Activation) -> Tensor:
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of any tensor."""
     if activation == "none":
         return x
     return F.gelu(x) if activation == "gelu" else F.relu(x)

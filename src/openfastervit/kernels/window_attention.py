@@ -77,8 +77,7 @@ def window_attention_reference(
     q, k, v = x.unflatten(-1, (3, num_heads, layout.width)).permute(2, 0, 3, 1, 4)
     logits = q @ k.transpose(-2, -1) * (layout.width**-0.5 if scale is None else scale)
     if table is not None:
-        offsets = _offsets(window, table.device)
-        bias = table.flatten(1)[:, offsets]
+        bias = table.flatten(1)[:, offsets(window, table.device)]
         logits = logits + F.pad(bias, (layout.carriers, 0, layout.carriers, 0)).to(logits.dtype)
     y = (logits.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
     out = _joined(y[:, layout.carriers :], window, layout.counts)
@@ -130,7 +129,7 @@ def _joined(x: Tensor, window: tuple[int, int], counts: tuple[int, int]) -> Tens
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def _offsets(window: tuple[int, int], device: torch.device) -> Tensor:
+def offsets(window: tuple[int, int], device: torch.device) -> Tensor:
     """For each (query, key) of a window the place of their offset in a table: ``(h*w, h*w)``."""
     rows, columns = (torch.arange(side, device=device) for side in window)
     row = rows[:, None] - rows[None, :] + window[0] - 1
@@ -197,7 +196,7 @@ def _backward_operation(
     if table is not None and bias is not None:
         k = layout.carriers
         of_offsets = results[2].flatten(1).zero_()
-        of_offsets.index_add_(1, _offsets(layout.window, table.device).flatten(), bias[:, k:, k:].flatten(1))
+        of_offsets.index_add_(1, offsets(layout.window, table.device).flatten(), bias[:, k:, k:].flatten(1))
     return results
 
 

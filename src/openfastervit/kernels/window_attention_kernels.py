@@ -73,7 +73,8 @@ def launch(
         HAS_LOGSUM=logsum is not None,
         TILE=tile,
         **_constants(layout),
-        num_warps=4,
+        # Channels that do not lie on 16 bytes are loaded one by one, which takes registers.
+        num_warps=8 if tile == TILE and (blocks > 1 or layout.width % 8) else 4,
         num_stages=1,
     )
 
@@ -112,7 +113,8 @@ def launch_backward(
         sequences,
     )
     numbers = (*layout.counts, scale)
-    constants = {"HAS_TABLE": table is not None, "TILE": tile, **_constants(layout), "num_warps": 4, "num_stages": 1}
+    constants = {"HAS_TABLE": table is not None, "TILE": tile, **_constants(layout), "num_stages": 1}
+    constants["num_warps"] = 8 if tile == TILE else 4  # with fewer, a large tile's registers do not suffice
     if blocks == 1:
         _backward_of_one_block[(groups, layout.heads)](*tensors, each, *numbers, **constants)
     else:
@@ -242,7 +244,8 @@ def _forward(
     head = tl.program_id(1)
     queries = tl.program_id(2) * TILE + tl.arange(0, TILE)
     keys = tl.arange(0, TILE)
-    first_bias = _bias(table_ptr, head, queries, keys, HAS_TABLE, TILE, WINDOW_H, WINDOW_W, C, T)
+    if T <= TILE:
+        bias = _bias(table_ptr, head, queries, keys, HAS_TABLE, TILE, WINDOW_H, WINDOW_W, C, T)
     begin = tl.program_id(0) * each
     for sequence in range(begin, tl.minimum(begin + each, sequences)):
         image = (sequence // (n_h * n_w)).to(tl.int64)
@@ -253,10 +256,8 @@ def _forward(
         highest = tl.full((TILE,), float("-inf"), dtype=tl.float32)
         total = tl.zeros((TILE,), dtype=tl.float32)
         gathered = tl.zeros((TILE, D_TILE), dtype=tl.float32)
-        for start in tl.static_range(0, T, TILE):
-            if start == 0:
-                bias = first_bias
-            else:
+        for start in range(0, T, TILE):
+            if T > TILE:
                 bias = _bias(table_ptr, head, queries, start + keys, HAS_TABLE, TILE, WINDOW_H, WINDOW_W, C, T)
             k_map, k_grid = _places_of(start + keys, row, column, x_h, x_w, xc_h, xc_w, WINDOW_H, WINDOW_W, C)
             k = _read(x, xc, k_map, k_grid, start + keys, (A + head) * D, D, D_TILE, T, C)

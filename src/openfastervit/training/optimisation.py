@@ -1,10 +1,11 @@
 """The optimiser and its learning rate, from a recipe."""
 
+import inspect
 import math
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
@@ -22,9 +23,12 @@ def rate_factor(settings: LoopSettings, global_batch: int) -> float:
 def create_optimizer(model: nn.Module, settings: LoopSettings, global_batch: int) -> torch.optim.Optimizer:
     """Timm's optimiser of that name: weight decay spares vectors and what the network excepts; layer-wise rates.
 
+    On GPUs one kernel updates many weights where the optimiser has it, unless ``optimizer_options`` say otherwise.
+
     Raises:
         ValueError: If the optimiser does not take an option.
     """
+    options: dict[str, Any] = {"fused": True} if _fuses(model, settings) else {}
     try:
         optimizer = create_optimizer_v2(
             model,
@@ -32,12 +36,26 @@ def create_optimizer(model: nn.Module, settings: LoopSettings, global_batch: int
             lr=settings.lr * rate_factor(settings, global_batch),
             weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay,
-            **settings.optimizer_options,
+            **{**options, **settings.optimizer_options},
         )
     except TypeError as error:
         raise ValueError(f"optimizer_options={settings.optimizer_options}: {error}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def _fuses(model: nn.Module, settings: LoopSettings) -> bool:
+    """Whether an optimiser's steps are to be fused."""
+    if {"fused", "foreach", "differentiable"} & settings.optimizer_options.keys():  # one excludes another
+        return False
+    if settings.precision == "fp16":  # such steps look for overflows themselves, and Accelerate would not hear of any
+        return False
+    if {parameter.device.type for parameter in model.parameters()} != {"cuda"}:
+        return False
+    kind: Any = get_optimizer_class(settings.optimizer, bind_defaults=False)
+    if settings.sharding == "fsdp2" and kind not in (torch.optim.Adam, torch.optim.AdamW):  # sharded weights have these
+        return False
+    return "fused" in inspect.signature(kind).parameters
 
 
 class Schedule:

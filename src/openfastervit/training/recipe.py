@@ -47,7 +47,8 @@ class LoopSettings:
     optimizer: str = "adamw"
     """timm's name: adamw, lamb, sgd, ..."""
     optimizer_options: dict[str, Any] = field(default_factory=dict)
-    """Other options of it, such as betas or momentum."""
+    """Other options of it, such as betas or momentum; on GPUs fused steps are taken where it has them, fused: false
+    for none."""
     lr: float = 5e-3
     """Learning rate, for a global batch of lr_batch."""
     lr_batch: int | None = 4096
@@ -94,6 +95,10 @@ class LoopSettings:
     """Lay images out with channels innermost: faster convolutions."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
+    """How: by rules of thumb, or with kernels that are chosen by measuring, which takes minutes more."""
+    attention_kernels: bool = False
+    """Attention by Triton kernels, forward and backward, where the device has them; see docs/training.md."""
     workers: int | None = None
     """Processes that decode images, for each training process; None for as many as there are cores, at most 8."""
     deterministic: bool | None = None
@@ -175,6 +180,8 @@ class LoopSettings:
             near = difflib.get_close_matches(self.optimizer.lower(), list_optimizers(), n=1)
             hint = f"; did you mean {near[0]}?" if near else "; timm.optim.list_optimizers() shows all"
             raise ValueError(f"optimizer={self.optimizer!r} is unknown{hint}")
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(f"compile_mode={self.compile_mode} says how to compile; set compile too, or leave it out")
         if self.sharding == "fsdp2" and self.precision == "fp16":
             raise ValueError("sharding=fsdp2 does not scale fp16 gradients; take precision bf16")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openfastervit.data.loader import EvaluationOrder, TrainingOrder, close, create_loader, seed_everything
+from openfastervit.layers.attention import use_kernels
 from openfastervit.tasks.task import Batch, Metrics, Task
 from openfastervit.training import parallel
 from openfastervit.training.averaging import WeightAverage
@@ -139,11 +140,13 @@ class Trainer:
         channels_last = settings.channels_last and not processes.sharded
         layout = torch.channels_last if channels_last else torch.preserve_format
         network = network.to(processes.device).to(memory_format=layout)
+        if settings.attention_kernels:
+            use_kernels(network)
         average = None
         if settings.ema_decay is not None:
             average = WeightAverage(network, settings.ema_decay, warmup=settings.ema_warmup)
         if settings.compile:
-            network.compile()
+            network.compile(mode=settings.compile_mode)
         batch = self.step_images * settings.accumulate
         if processes.sharded:
             plain = replace(settings, layer_decay=None, lr=0.01, lr_batch=None)

@@ -70,7 +70,7 @@ def test_sizes_and_batches(name, size, batch_size):
     engine.close()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
 @pytest.mark.parametrize("name", QUICK)
 def test_lower_precision_is_near(name, precision):
     if precision not in ENGINES[name].precisions:
@@ -141,7 +141,7 @@ def test_what_is_no_batch_is_named(name):
 def test_wrong_settings_are_named():
     for options, message in (
         ({"size": (0, 64)}, "size"),
-        ({"precision": "fp8"}, r"precision='fp8'.*bf16"),
+        ({"precision": "fp4"}, r"precision='fp4'.*bf16"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"threads": 0}, "threads=0"),
     ):

@@ -58,7 +58,7 @@ def candidates(settings: Settings) -> list[str]:
         for name, kind in ENGINES.items()
         if kind.installed()
         and kind.runs_on(settings.device)
-        and settings.precision in kind.precisions
+        and kind.has(settings.precision, settings.device)
         and not kind.compiles
         and name != "torch-eager"  # the same as folded, and slower
     ]

@@ -1,7 +1,8 @@
 """The table of engines, and how one is made."""
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -31,6 +32,13 @@ class EngineKind:
     """Kinds of torch's devices it runs on; all of them where none is named."""
     compiles: bool = False
     """Building takes minutes: ``auto`` measures it where it is asked to."""
+    only_on: Mapping[Precision, str] = field(default_factory=dict)
+    """Of a precision that not all of its devices have, the one kind that does."""
+
+    def has(self, precision: Precision, device: str) -> bool:
+        """Whether it has a precision on a device of torch's."""
+        kind = torch.device(device).type
+        return precision in self.precisions and self.only_on.get(precision, kind) == kind
 
     def runs_on(self, device: str) -> bool:
         """Whether it runs on a device of torch's, such as "cpu" or "cuda:1"."""
@@ -45,8 +53,12 @@ _HERE = "openfastervit.inference.engines"
 
 ENGINES: dict[str, EngineKind] = {
     "torch-eager": EngineKind(f"{_HERE}.torch:eager", ("fp32", "bf16", "fp16")),
-    "torch-folded": EngineKind(f"{_HERE}.torch:folded", ("fp32", "bf16", "fp16")),
-    "torch-compiled": EngineKind(f"{_HERE}.torch:compiled", ("fp32", "bf16", "fp16"), compiles=True),
+    "torch-folded": EngineKind(f"{_HERE}.torch:folded", ("fp32", "bf16", "fp16", "fp8")),
+    "torch-graphed": EngineKind(f"{_HERE}.torch:graphed", ("fp32", "bf16", "fp16", "fp8"), devices=("cuda",)),
+    "torch-kernels": EngineKind(f"{_HERE}.torch:kernels", ("fp32", "bf16", "fp16", "fp8"), devices=("cuda",)),
+    "torch-compiled": EngineKind(
+        f"{_HERE}.torch:compiled", ("fp32", "bf16", "fp16", "fp8"), compiles=True, only_on={"fp8": "cuda"}
+    ),
     "torch-packaged": EngineKind(f"{_HERE}.torch:packaged", ("fp32", "bf16", "fp16"), compiles=True),
     "openvino": EngineKind(
         f"{_HERE}.openvino:build", ("fp32", "bf16", "fp16", "int8"), ("openvino", "nncf"), "openvino", ("cpu",)
@@ -94,6 +106,11 @@ def create_engine(network: nn.Module, engine: str, settings: Settings) -> Engine
         raise EngineError(
             f"the engine {engine!r} runs on {' and '.join(kind.devices)}, not on {settings.device!r}; "
             "choose another engine or device"
+        )
+    if not kind.has(settings.precision, settings.device):
+        raise EngineError(
+            f"the engine {engine!r} has precision {settings.precision!r} on {kind.only_on[settings.precision]} alone, "
+            f"not on {settings.device!r}; choose another precision or device"
         )
     module, _, function = kind.builder.partition(":")
     built: Engine = getattr(importlib.import_module(module), function)(network, settings)
