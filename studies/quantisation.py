@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         **environment.hardware(),
         **environment.versions(("torch", "timm", "onnxruntime", "openvino", "nncf")),
         "command": "python -m studies.quantisation --checkpoint RUN/best.safetensors --data imagenette-128 "
-        "--out quantisation.csv",
+        "--out quantisation.csv" + (f" --engines {' '.join(options.engines)}" if options.engines else ""),
     }
     reference: Tensor | None = None
     rows = []

@@ -18,6 +18,7 @@ import jsonargparse
 
 from openfastervit_cli import detect, segment
 from openfastervit_cli import parser as parsing
+from openfastervit_cli.app import app
 from openfastervit_cli.benchmark import benchmark
 from openfastervit_cli.demo import demo
 from openfastervit_cli.evaluate import evaluate
@@ -26,6 +27,7 @@ from openfastervit_cli.export import export
 from openfastervit_cli.models import info, list_models
 from openfastervit_cli.parser import Parser, debugging, one_line, report_error
 from openfastervit_cli.predict import predict
+from openfastervit_cli.serve import serve
 from openfastervit_cli.train import finetune, train
 
 COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
@@ -39,6 +41,8 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Any]] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "export": export,
+    "serve": serve,
+    "app": app,
     "detect": {
         "_help": "Detection and instance segmentation: train, evaluate, predict.",
         "train": detect.train,

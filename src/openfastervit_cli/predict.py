@@ -27,21 +27,24 @@ _SUFFIXES: dict[str, Literal["csv", "jsonl", "parquet"]] = {
 
 
 def predict(
-    input: Path,
+    input: str,
     *,
     checkpoint: Path,
     model: str | None = None,
     topk: int = 5,
-    out: Path | None = None,
+    out: str | None = None,
     format: Literal["csv", "jsonl", "parquet"] | None = None,
     overwrite: bool = False,
     batch_size: int = 32,
     device: str = "auto",
     engine: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "int8"] = "fp32",
     calibration: Path | None = None,
     workers: int | None = None,
     img_size: list[int] | None = None,
+    cluster: str | None = None,
+    replicas: int | None = None,
+    shard_size: int | None = None,
 ) -> int:
     """Classify an image, or all images in a folder.
 
@@ -51,12 +54,16 @@ def predict(
     has no row; the others go on, and the exit code is 3. Whatever ends the command before it is done, with --out the
     same command goes on where it was; where the file is complete, it does nothing.
 
+    With --cluster, Ray Data does it on any number of machines: images or tar files of WebDataset's, from a disk or any
+    store that fsspec knows, to a folder of Parquet files, one for each shard.
+
     Args:
-        input: An image, or a folder: all images in it and its subfolders, sorted by name.
+        input: An image, or a folder: all images in it and its subfolders, sorted by name. With --cluster also tar files
+            of WebDataset's (a folder, a file, a pattern), and URLs of fsspec's.
         checkpoint: Weights, as safetensors or torch file, in any layout; or an exported network: .onnx, .xml, .pt2.
         model: Name of the network, where the checkpoint does not tell it.
         topk: Classes shown for each image.
-        out: File for the rows, '-' for standard output. It appears when complete.
+        out: File for the rows, '-' for standard output. It appears when complete. With --cluster a folder, or its URL.
         format: Of the rows; by default what the suffix of --out says.
         overwrite: Begin with the first image, and replace a file that is there.
         batch_size: Images the network takes at once.
@@ -67,7 +74,72 @@ def predict(
         calibration: A folder of images that int8 takes its ranges from; by default 300 of the input's.
         workers: Threads that decode images; by default one for each processor, up to 16.
         img_size: Side, or height and width, that images are scaled to; by default the checkpoint's.
+        cluster: Address of a cluster of Ray's: ray://host:10001, host:6379 or auto on one of its nodes, or local to
+            start Ray on this machine.
+        replicas: Engines at work at once on the cluster; by default one for each GPU, or each processor.
+        shard_size: Images of a folder that are one file of rows on the cluster; by default 10000.
     """
+    if cluster is not None:
+        from openfastervit_cli.predict_cluster import predict_on_cluster
+
+        return predict_on_cluster(
+            input,
+            cluster,
+            _files(checkpoint),
+            _digest(checkpoint),
+            out=out,
+            format=format,
+            calibration=calibration,
+            model=model,
+            img_size=img_size,
+            precision=precision,
+            topk=topk,
+            batch_size=batch_size,
+            device=device,
+            engine=engine,
+            replicas=replicas,
+            workers=workers,
+            overwrite=overwrite,
+            **({} if shard_size is None else {"shard_size": shard_size}),
+        )
+    if replicas is not None or shard_size is not None:
+        raise ValueError("--replicas and --shard-size are for a cluster: --cluster ADDRESS")
+    return _predict_here(
+        input,
+        checkpoint=checkpoint,
+        model=model,
+        topk=topk,
+        out=None if out is None else Path(out),
+        format=format,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        device=device,
+        engine=engine,
+        precision=precision,
+        calibration=calibration,
+        workers=workers,
+        img_size=img_size,
+    )
+
+
+def _predict_here(
+    input: str,
+    *,
+    checkpoint: Path,
+    model: str | None,
+    topk: int,
+    out: Path | None,
+    format: Literal["csv", "jsonl", "parquet"] | None,
+    overwrite: bool,
+    batch_size: int,
+    device: str,
+    engine: str,
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "int8"],
+    calibration: Path | None,
+    workers: int | None,
+    img_size: list[int] | None,
+) -> int:
+    """``predict`` on this machine."""
     kind = _row_format(out, format)
     if str(out) == "-":
         out = None
@@ -289,6 +361,13 @@ def _sum_up(images: int, failed: int, out: Path | None, what: str = "classified"
     return 3 if failed else 0
 
 
+def _files(checkpoint: Path) -> list[Path]:
+    """A checkpoint's file, and weights that lie beside: those of OpenVINO's files, and those of large ONNX files."""
+    beside = {".xml": checkpoint.with_suffix(".bin"), ".onnx": checkpoint.with_name(f"{checkpoint.name}.data")}
+    weights = beside.get(checkpoint.suffix.lower())
+    return [checkpoint, weights] if weights is not None and weights.is_file() else [checkpoint]
+
+
 def _digest(checkpoint: Path) -> str:
     """A checkpoint's digest: its name may stay when training writes a better one."""
     from openfastervit.models.checkpoints import read_checkpoint
@@ -296,10 +375,7 @@ def _digest(checkpoint: Path) -> str:
     if not checkpoint.is_file():
         read_checkpoint(checkpoint)  # tells what is wrong with it
     digest = hashlib.sha256()
-    # Weights may lie beside: those of OpenVINO's files, and those of large ONNX files.
-    beside = {".xml": checkpoint.with_suffix(".bin"), ".onnx": checkpoint.with_name(f"{checkpoint.name}.data")}
-    weights = beside.get(checkpoint.suffix.lower())
-    for path in (checkpoint, weights) if weights is not None and weights.is_file() else (checkpoint,):
+    for path in _files(checkpoint):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

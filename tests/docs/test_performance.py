@@ -82,13 +82,16 @@ def test_the_floor_follows(measured: list[dict[str, str]]) -> None:
     assert [float(ratio) for ratio in ratios.groups()] == pytest.approx([floor / base for floor in floors], abs=0.06)
 
 
-def test_accuracy() -> None:
-    told = table_after("accuracy: studies/results/quantisation.csv")
-    rows = rows_of("quantisation.csv")
+@pytest.mark.parametrize(
+    ("file", "precision", "most"), [("quantisation", "int8", 0.5), ("quantisation_fp8", "fp8", 0.3)]
+)
+def test_accuracy(file: str, precision: str, most: float) -> None:
+    told = table_after(f"accuracy: studies/results/{file}.csv")
+    rows = rows_of(f"{file}.csv")
     columns = ("engine", "precision", "top1", "difference_points")
     assert told == [[*(row[column] for column in columns), f"{100 * float(row['agreement']):.1f} %"] for row in rows]
-    assert any(row["precision"] == "int8" for row in rows)
-    assert all(float(row["difference_points"]) >= -0.5 for row in rows), "int8 loses more than was promised"
+    assert any(row["precision"] == precision for row in rows)
+    assert all(float(row["difference_points"]) >= -most for row in rows), f"{precision} loses more than was promised"
 
 
 def test_the_floor_on_a_gpu() -> None:

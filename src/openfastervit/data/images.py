@@ -42,6 +42,10 @@ class ImageError(ValueError):
     """An image cannot be read; the message says why, and leaves its path to the caller."""
 
 
+class ImageTooLargeError(ImageError):
+    """An image has more pixels than are decoded."""
+
+
 def find_images(source: str | os.PathLike[str]) -> list[Path]:
     """The images that ``source`` stands for, as a list. See ``iterate_images``."""
     return [Path(image) for image in iterate_images(source)]
@@ -127,7 +131,11 @@ def _raise(error: OSError) -> None:
 
 
 def open_image(
-    source: str | os.PathLike[str] | IO[bytes], mode: ImageMode = "RGB", *, max_pixels: int | None = MAX_PIXELS
+    source: str | os.PathLike[str] | IO[bytes],
+    mode: ImageMode = "RGB",
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Decode an image of any kind that Pillow knows, upright, with 8 bits a channel.
 
@@ -140,12 +148,14 @@ def open_image(
         mode: Colour or grayscale.
         max_pixels: An image that has more by its header is not decoded; None leaves the limit to Pillow. Where
             Pillow's own (``PIL.Image.MAX_IMAGE_PIXELS``, doubled) is lower, that one holds.
+        formats: Pillow's names of the kinds that are tried, such as "JPEG"; by default all.
 
     Raises:
-        ImageError: If it cannot be read or decoded, or is too large.
+        ImageTooLargeError: If it has too many pixels.
+        ImageError: If it cannot be read or decoded.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=formats) as image:
             _check_header(image, max_pixels)
             image.load()
             _turn_upright(image)
@@ -164,14 +174,14 @@ def open_image(
         # Pillow finds some bombs itself, when it opens a file or meets a large frame within.
         numbers = re.findall(r"\d+", str(error)) if isinstance(error, Image.DecompressionBombError) else []
         if len(numbers) >= 2:
-            raise ImageError(_too_large(int(numbers[0]), int(numbers[1]))) from error
+            raise ImageTooLargeError(_too_large(int(numbers[0]), int(numbers[1]))) from error
         raise ImageError(f"it does not decode ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
 def _check_header(image: Image.Image, max_pixels: int | None) -> None:
     pixels = image.width * image.height
     if max_pixels is not None and pixels > max_pixels:
-        raise ImageError(_too_large(pixels, max_pixels))
+        raise ImageTooLargeError(_too_large(pixels, max_pixels))
     if pixels == 0:
         raise ImageError(f"it has no pixels: {image.width} x {image.height}")
     if image.format == "EPS":  # Pillow would run Ghostscript on it

@@ -143,7 +143,7 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[Path]:
             raise FileNotFoundError(f"no shards in {path}; looked for *.tar")
         return found
     found = []
-    for name in _expand_braces(str(pattern)):
+    for name in expand_braces(str(pattern)):
         if glob.has_magic(name) and not Path(name).exists():
             matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207  any root
             if not matches:
@@ -221,7 +221,12 @@ def _inverse(labels: dict[str, object]) -> dict[str, str]:
     return {str(label): name for name, label in labels.items()}
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for, in order; itself where there is a file of that name.
+
+    Raises:
+        ValueError: If the braces do not match.
+    """
     if "{" not in pattern or Path(pattern).exists():
         return [pattern]
     try:

@@ -24,7 +24,7 @@ from openfastervit.models import (
     read_checkpoint,
     read_metadata,
 )
-from openfastervit.models.checkpoints import check_is_fastervit, convert_state_dict
+from openfastervit.models.checkpoints import check_is_fastervit, convert_state_dict, unwrap
 from openfastervit.models.factory import TIMM_OPTIONS, is_timms, resolve_name
 from openfastervit.tasks.networks import fit_timms, input_options, timms_classifier, timms_weights
 
@@ -45,6 +45,10 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"
 
 COMMANDS = {"detection": "detect", "segmentation": "segment"}
 """The group of commands for each of the other tasks."""
+
+
+MAX_SIDE = 16384
+"""Of images that a file may ask for."""
 
 
 class Classifier(NamedTuple):
@@ -79,6 +83,7 @@ def load_classifier(
     try:
         _check(metadata)
         options = dict(metadata.get("overrides") or {})
+        check_depth(unwrap(weights), options)
         name = _architecture(metadata, model)
         if name is not None and is_timms(name):
             network, channels = _build_timms(weights, name, options, size), options.get("in_chans", 3)
@@ -118,8 +123,8 @@ def _check(metadata: Mapping[str, Any]) -> None:
     channels = len(told["mean"]) if isinstance(told.get("mean"), list) else 3
     rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "size": (
-            "[channels, height, width]",
-            lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(n, int) and n > 0 for n in v),
+            f"[channels, height, width] of at most {MAX_SIDE}",
+            lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in v),
         ),
         "mean": ("a list of numbers", lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_number, v))),
         "std": (
@@ -140,6 +145,21 @@ def _check_finite(network: nn.Module) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
+
+
+def check_depth(weights: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` where the metadata asks for more blocks than there are weights.
+
+    Even without memory for its weights, a network of a hundred million blocks takes all that there is.
+    """
+    for key in ("depths", "depth", "layers"):
+        told = options.get(key)
+        counts = told if isinstance(told, list | tuple) else [told]
+        if sum(count for count in counts if isinstance(count, int | float)) > len(weights):
+            raise CheckpointError(
+                "its metadata asks for a network that cannot be built: "
+                f"{key}={told}, and it holds {len(weights)} weights"
+            )
 
 
 def _is_number(value: Any) -> bool:

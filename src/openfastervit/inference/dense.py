@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openfastervit.inference.checkpoint import COMMANDS
+from openfastervit.inference.checkpoint import COMMANDS, check_depth
 from openfastervit.inference.exported import is_exported
 from openfastervit.models import CheckpointError, read_checkpoint, read_metadata
 from openfastervit.models.factory import is_timms
@@ -94,7 +94,7 @@ def load_detector(
     def build() -> DenseNetwork:
         return create_detector(plan, _backbone(told, HEADS[plan.head].strides))
 
-    model = _built(path, build)
+    model = _built(path, told, build)
     return Detector(model, plan, tuple(map(str, told["classes"])), tuple(map(int, told["category_ids"])))
 
 
@@ -124,7 +124,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
     prepared = told["input"]
     crop = prepared["crop_size"]
     return Segmenter(
-        _built(path, build),
+        _built(path, told, build),
         plan,
         tuple(map(str, told["classes"])),
         tuple(prepared["mean"]),
@@ -190,10 +190,11 @@ def _metadata(path: Path, task: str, expected: Mapping[str, type]) -> dict[str, 
     return told
 
 
-def _built(path: Path, build: Callable[[], DenseNetwork]) -> DenseNetwork:
+def _built(path: Path, told: Mapping[str, Any], build: Callable[[], DenseNetwork]) -> DenseNetwork:
     """A network with the weights of a file, in evaluation mode."""
     weights = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, Tensor)}
     try:
+        check_depth(weights, told.get("overrides") or {})
         network = build()
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ValueError) and "pip install" in str(error):  # a library is missing: the file is good

@@ -27,14 +27,14 @@ def csv_row(prediction: Prediction) -> str:
     The line may have line breaks in it, in a quoted name.
     """
     ranks = zip(prediction.classes, prediction.indices, prediction.scores, strict=True)
-    cells = [cell for name, index, score in ranks for cell in (name, index, _rounded(score))]
+    cells = [cell for name, index, score in ranks for cell in (name, index, rounded(score))]
     return _csv_line([str(prediction.path), *cells])
 
 
 def jsonl_row(prediction: Prediction) -> str:
     """One line of JSON: ``{"image": ..., "predictions": [{"class": ..., "index": ..., "score": ...}, ...]}``."""
     ranks = zip(prediction.classes, prediction.indices, prediction.scores, strict=True)
-    predictions = [{"class": name, "index": index, "score": _rounded(score)} for name, index, score in ranks]
+    predictions = [{"class": name, "index": index, "score": rounded(score)} for name, index, score in ranks]
     return json.dumps({"image": str(prediction.path), "predictions": predictions}) + "\n"
 
 
@@ -74,6 +74,6 @@ def _csv_line(cells: Sequence[object]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _rounded(score: float) -> float:
+def rounded(score: float) -> float:
     """Six digits: what float32 holds."""
     return float(f"{score:.6g}")

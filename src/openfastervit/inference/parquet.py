@@ -1,6 +1,7 @@
 """Rows of CSV as a Parquet file, for any number of them."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ def require_pyarrow() -> None:
     """Raise ``ValueError`` unless pyarrow is installed, saying how to get it."""
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError("Parquet needs pyarrow; install with: pip install 'openfastervit[parquet]'")
+
+
+def row_schema(columns: Sequence[str]) -> Any:
+    """The ``pyarrow.Schema`` of columns named as by ``output.columns``."""
+    import pyarrow as pa
+
+    kinds: dict[str, Any] = {"image": pa.string(), "class": pa.string(), "index": pa.int32(), "score": pa.float64()}
+    return pa.schema([(column, kinds[column.partition("_")[0]]) for column in columns])
 
 
 def write_parquet(rows: Path, path: Path) -> None:
@@ -26,13 +35,10 @@ def write_parquet(rows: Path, path: Path) -> None:
     Raises:
         OSError: If a file cannot be read or written.
     """
-    import pyarrow as pa
     from pyarrow import csv, parquet
 
     with rows.open() as file:
-        columns = file.readline().rstrip("\n").split(",")
-    kinds: dict[str, Any] = {"image": pa.string(), "class": pa.string(), "index": pa.int32(), "score": pa.float64()}
-    schema = pa.schema([(column, kinds[column.partition("_")[0]]) for column in columns])
+        schema = row_schema(file.readline().rstrip("\n").split(","))
     with (
         rows.open("rb") as raw,
         csv.open_csv(

@@ -57,13 +57,20 @@ class Preparation:
     def load(self, path: Path) -> Tensor | ImageError:
         """8-bit pixels ``(C, H, W)``, or why there are none. Called from many threads."""
         try:
-            image = open_image(path, self.mode)
+            return self.pixels(open_image(path, self.mode))
         except ImageError as error:
             return error
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """8-bit pixels ``(C, H, W)`` of an image of ``mode``. Called from many threads.
+
+        Raises:
+            ImageError: If it is too thin a strip to scale.
+        """
         # Transforms scale the short side first: a thin strip of few pixels may grow to more than memory holds.
         scale = max(self.img_size) / min(image.size)
         if scale * image.width * scale * image.height > _MAX_PIXELS:
-            return ImageError(f"{image.width} x {image.height} pixels are too thin a strip to scale")
+            raise ImageError(f"{image.width} x {image.height} pixels are too thin a strip to scale")
         return torch.as_tensor(self.transform(image))
 
     def normalised(self, pixels: Sequence[Tensor], device: torch.device) -> Tensor:

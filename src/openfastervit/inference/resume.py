@@ -73,7 +73,7 @@ class Job:
                 process at work on it.
         """
         if self.part.is_dir():
-            with _locked(self.part):
+            with locked(self.part):
                 return self._look()
         return self._look()
 
@@ -86,10 +86,10 @@ class Job:
                 self._remove()
         elif begun is not None:
             there = {**begun.get("settings", {}), **begun.get("versions", {})}
-            differences = _differences(there, {**self.settings, **self.versions})
-            if differences:
+            found = differences(there, {**self.settings, **self.versions})
+            if found:
                 raise JobError(
-                    f"{self.part} is an unfinished job with other settings ({differences}); give those to go on, "
+                    f"{self.part} is an unfinished job with other settings ({found}); give those to go on, "
                     "--overwrite to begin anew, or another --out"
                 )
             return None
@@ -98,10 +98,9 @@ class Job:
         if finished is None:
             raise JobError(f"{self.path} is there already; give --overwrite to replace it, or another --out")
         if not self._same(finished):
-            differences = _differences(finished["settings"], self.settings)
+            found = differences(finished["settings"], self.settings)
             raise JobError(
-                f"{self.path} was made with other settings ({differences}); give --overwrite to replace it, "
-                "or another --out"
+                f"{self.path} was made with other settings ({found}); give --overwrite to replace it, or another --out"
             )
         return Finished(finished["images"], finished["unreadable"])
 
@@ -138,7 +137,7 @@ class Job:
         if self.part.exists() and not self.part.is_dir():
             raise JobError(f"{self.part} is in the way: remove it, or give another --out")
         self.part.mkdir(parents=True, exist_ok=True)
-        with _locked(self.part):
+        with locked(self.part):
             rows = None
             try:
                 if overwrite:
@@ -264,7 +263,7 @@ class GrowingRows:
         self._journal.close()
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Such as ``"topk: 5 there, 3 here"``."""
     return ", ".join(
         f"{key}: {_shown(there.get(key))} there, {_shown(here.get(key))} here"
@@ -302,7 +301,7 @@ def _replace(path: Path, write: Callable[[Path], object], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """The folder for one process alone; the kernel lets go when the process ends, by whatever signal."""
     used = JobError(f"{folder} is in use by another process; wait for it, or give another --out")
     with (folder / ".lock").open("w") as file:

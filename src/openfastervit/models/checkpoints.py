@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from openfastervit.layers import HierarchicalAttention
 from openfastervit.models import timm_compat
 from openfastervit.models.layouts import CACHED, released_keys
+from openfastervit.models.plain_files import too_large_inside, unusual_tensor
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -172,7 +173,7 @@ def convert_state_dict(
             raise CheckpointError(f"{shown(name)} is a {type(value).__name__}, not a tensor")
         if value.shape != expected[name].shape:
             message = f"{shown(name)} has shape {list(value.shape)}, the network needs {list(expected[name].shape)}"
-            if name.startswith("head.fc."):
+            if name.startswith("head.fc.") and value.dim():
                 message += (
                     f": the checkpoint has {value.shape[0]} classes. create_model(..., checkpoint=..., "
                     f"num_classes={value.shape[0]}) keeps its classifier, another number starts a new one"
@@ -224,7 +225,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is truncated, of another kind, or asks to run code.
+        CheckpointError: If the file is truncated, of another kind, asks to run code, or is much larger than it looks.
     """
     path = Path(path)
     if path.is_dir():
@@ -243,6 +244,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             ) from error
     if not head.startswith((b"PK", b"\x80")):
         raise CheckpointError(f"{path} is neither a safetensors nor a torch checkpoint")
+    large = too_large_inside(path)
+    if large is not None:
+        raise CheckpointError(
+            f"{path} is refused: {large}, which no file of torch.save does; ask its author for safetensors"
+        )
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # advice for who wrote the file
@@ -267,6 +273,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    unusual = unusual_tensor(content)
+    if unusual is not None:
+        raise CheckpointError(f"{path} is refused: {unusual}; save the weights as plain tensors")
     return dict(content)
 
 
@@ -283,7 +292,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a damaged or truncated safetensors file ({error}); fetch it again") from error
     try:
         metadata = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, numbers of thousands of digits, brackets without end
         raise CheckpointError(f"{path} holds damaged metadata ({error}); fetch it again") from error
     return metadata if isinstance(metadata, dict) else {}
 

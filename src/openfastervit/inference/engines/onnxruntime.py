@@ -56,7 +56,8 @@ class OnnxRuntimeEngine:
         try:
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=self._providers())
         except _refusals() as error:
-            raise EngineError(f"ONNX Runtime does not take this model: {error}") from error
+            named = "this model" if isinstance(source, bytes) else source
+            raise EngineError(f"ONNX Runtime does not take {named}: {error}") from error
         (images,) = self._session.get_inputs()
         (self._logits,) = (output.name for output in self._session.get_outputs())
         self._images: str = images.name

@@ -1,0 +1,1 @@
+"""A trained network for others: over HTTP (``http``), in a browser (``page``)."""

@@ -1,0 +1,1 @@
+"""The web page of ``fastervit app``: an image in, what networks make of it out, and what they cost beside others."""

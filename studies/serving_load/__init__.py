@@ -1,0 +1,1 @@
+"""How ``fastervit serve`` holds under load and faults, on loopback."""
