@@ -43,9 +43,12 @@ def test_every_mode_becomes_rgb_or_grayscale(tmp_path: Path, mode: str, suffix: 
     path = tmp_path / f"picture.{suffix}"
     if mode == "HSV":
         original = original.convert("RGB")
-    original.save(path, **({"lossless": True} if suffix == "webp" else {}))
+    # Pillow 12.3 cannot read a TIFF of YCbCr that it wrote without compression.
+    options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {"lossless": True} if suffix == "webp" else {}
+    original.save(path, **options)
     image = open_image(path, wanted)
     assert image.mode == wanted
+    assert close(to_eight_bits(original, wanted), image)
     assert close(image, original.convert("RGB") if mode == "P" else original)
 
 
