@@ -51,7 +51,7 @@ def test_the_commands_do_what_is_said(tmp_path: Path, detector: Path, monkeypatc
 def test_figures_are_the_defaults() -> None:
     import inspect
 
-    from openfastervit.serving.page.app import KEPT, WAITING
+    from openfastervit.serving.page.upload import KEPT, WAITING
     from openfastervit_cli.app import app
 
     defaults = {name: option.default for name, option in inspect.signature(app).parameters.items()}

@@ -16,14 +16,10 @@ from openfastervit.serving.page.benchmark import FRAME, HOW
 from openfastervit.serving.page.drawing import drawn
 from openfastervit.serving.page.inside import Inside
 from openfastervit.serving.page.subjects import Subject, answer
-from openfastervit.serving.page.upload import open_upload
+from openfastervit.serving.page.upload import KEPT, WAITING, open_upload
 
 NOTHING = "nothing"
 """The choice of no second network."""
-WAITING = 32
-"""Images that wait for their turn at most."""
-KEPT = 3600
-"""Seconds that uploads and pictures are kept."""
 _SWEPT = 600
 _TOPK = 5
 

@@ -10,6 +10,10 @@ from PIL import Image
 from openfastervit.data.images import ImageError, open_image
 
 KINDS = ("JPEG", "PNG", "WEBP")
+WAITING = 32
+"""Images that wait for their turn at most."""
+KEPT = 3600
+"""Seconds that uploads and pictures are kept."""
 
 
 def open_upload(told: Any, folder: str | os.PathLike[str], max_pixels: int) -> Image.Image:
