@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 
+import openfastervit_cli
 from openfastervit.inference.cluster import Planned, ShardFailed, Told, Written, run_on
 from openfastervit.inference.cluster import job as jobs
 from openfastervit.inference.cluster import stream as streaming
@@ -98,47 +99,57 @@ def written_files(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.glob("rows/*.parquet")}
 
 
-def ended_half_way(command: list[str], out: Path, number: int) -> tuple[int, str]:
-    """Run a command until it has written a file more than there were, and send it a signal."""
-    before = len(written_files(out))
+def ended_half_way(args: list[str], out: Path, number: int) -> tuple[int, str]:
+    """Run the command until it has written a file, and send it a signal."""
+    command = [sys.executable, "-m", "openfastervit_cli", *args]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while len(written_files(out)) == before and process.poll() is None:
+        while not written_files(out) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
         return process.wait(), process.stderr.read() if process.stderr else ""
 
 
-def test_the_driver_is_interrupted_and_then_killed(cluster: Cluster, checkpoint: Path, tmp_path: Path):
+def arguments(cluster: Cluster, checkpoint: Path, photos: Path, out: Path) -> list[str]:
+    """Of a job of twelve shards."""
+    command = ["predict", str(photos), "--checkpoint", str(checkpoint), "--cluster", cluster.address]
+    command += ["--out", f"file://{out}", "--shard-size", "5", "--batch-size", "4", "--topk", "2"]
+    return [*command, "--device", "cpu", "--engine", "torch-folded"]
+
+
+def test_the_driver_is_killed_half_way(
+    cluster: Cluster, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     photos, out = write_folder(tmp_path / "photos", 60, LARGE), tmp_path / "out"
     expected = local_rows(photos, checkpoint, tmp_path / "rows.parquet")
-    command = [sys.executable, "-m", "openfastervit_cli", "predict", str(photos), "--checkpoint", str(checkpoint)]
-    command += ["--cluster", cluster.address, "--out", f"file://{out}", "--shard-size", "5", "--batch-size", "4"]
-    command += ["--topk", "2", "--device", "cpu", "--engine", "torch-folded"]
-    code, told = ended_half_way(command, out, signal.SIGINT)
-    interrupted = written_files(out)
+    command = arguments(cluster, checkpoint, photos, out)
+    code, told = ended_half_way(command, out, signal.SIGKILL)
+    killed = written_files(out)
+    assert code == -signal.SIGKILL, told
+    assert 0 < len(killed) < 12
+    (out / "rows" / ".images-000099.parquet.0123abcd.tmp").write_bytes(b"half")  # as if it had been in the midst
+    capsys.readouterr()
+    assert openfastervit_cli.main(command) == 3
+    told = capsys.readouterr().err
+    assert f"fastervit: going on after {len(killed)} of 12 shards" in told
+    complete = written_files(out)
+    assert len(complete) == 12
+    assert complete.items() >= killed.items()  # none was written again
+    assert not list(out.rglob(".*"))
+    same_rows(rows_in(out), expected, expected["image"])
+    assert [line["image"] for line in unreadable_in(out)] == [f"{photos}/003.png"]
+
+
+@pytest.mark.slow  # a driver more
+def test_the_driver_is_interrupted(cluster: Cluster, checkpoint: Path, tmp_path: Path):
+    photos, out = write_folder(tmp_path / "photos", 60, LARGE), tmp_path / "out"
+    code, told = ended_half_way(arguments(cluster, checkpoint, photos, out), out, signal.SIGINT)
     assert code == 130, told
     stay = f"shards that are complete stay in file://{out}, and the same command goes on after them"
     assert told.splitlines()[-1] == f"fastervit: interrupted; {stay}"
     assert "Traceback" not in told
     assert not list(out.rglob(".*"))
-    assert all(len(pd.read_parquet(path)) in (4, 5) for path in interrupted)
-
-    code, told = ended_half_way(command, out, signal.SIGKILL)
-    killed = written_files(out)
-    assert code == -signal.SIGKILL, told
-    assert f"fastervit: going on after {len(interrupted)} of 12 shards" in told
-    assert len(interrupted) < len(killed) < 12
-    assert killed.items() >= interrupted.items()  # none was written again
-
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 3, done.stderr
-    assert f"fastervit: going on after {len(killed)} of 12 shards" in done.stderr
-    complete = written_files(out)
-    assert len(complete) == 12
-    assert complete.items() >= killed.items()
-    assert not list(out.rglob(".*"))
-    same_rows(rows_in(out), expected, expected["image"])
-    assert [line["image"] for line in unreadable_in(out)] == [f"{photos}/003.png"]
+    assert 0 < len(written_files(out)) < 12
+    assert all(len(pd.read_parquet(path)) in (4, 5) for path in written_files(out))
 
 
 @pytest.mark.slow  # as the first test, with nodes that claim to have a GPU

@@ -47,6 +47,8 @@ def connected(address: str) -> Iterator[None]:
         ValueError: If no cluster answers.
     """
     quieten()
+    if address == "auto":  # Ray remembers where one was, and would look for it there for a quarter of an hour
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     import ray
     import ray.data
 
@@ -73,18 +75,16 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise ``OSError`` or ``ValueError`` if nobody listens: Ray would try for a quarter of an hour."""
+    """Raise ``OSError`` or ``ValueError`` if nobody listens: Ray would try for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def quieten() -> None:
-    """Before Ray is imported: nothing is sent to its makers, its notes on what it retries stay in its logs, and a
-    cluster that is gone is looked for once."""
+    """Before Ray is imported: nothing is sent to its makers, and its notes on what it retries stay in its logs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
 
 

@@ -1,0 +1,1 @@
+"""Images a second of a cluster's parts and of the whole, with one worker and with two."""
