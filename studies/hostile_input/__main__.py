@@ -11,8 +11,11 @@ from one half of the run to the other; 401 for keys that are missing, wrong or m
 
 import argparse
 import collections
+import contextlib
 import csv
 import random
+import re
+import socket
 import sys
 import tempfile
 import time
@@ -24,13 +27,17 @@ import httpx
 import torch
 
 from openfastervit import environment
-from studies.hostile_input.images import Body, bodies, picture
+from studies.hostile_input.images import good
+from studies.hostile_input.requests import Body, bodies
 from studies.serving_load.server import Server, memory_of
 from studies.serving_load.subject import make_checkpoint
 
 SIZE = 64
 TELLING = ("Traceback", "site-packages", "/usr/", "/home/", "/root/", "/tmp/", ".py", "Error(", "openfastervit.")
-"""What no answer may hold."""
+"""What no answer may hold, beside names of exceptions."""
+_EXCEPTION = re.compile(r"\b[A-Z]\w+(?:Error|Exception|Warning)\b")
+NO_HTTP = "no_http"
+"""The kind that may find its connection closed without an answer: status 0."""
 MOST_GROWTH = 0.05
 KEY = "a-key-of-enough-characters"
 
@@ -68,7 +75,7 @@ def _run(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     server = Server(words, folder / "log", torch.get_num_threads())
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
-            _asked(client, Body(picture(random.Random(seed)), "image/jpeg"))  # what comes with a first request has come
+            _asked(client, Body(good(random.Random(seed)), "image/jpeg"))  # what comes with a first request has come
             pids = server.pids
             rows, memory = _hostile(client, server, count, seed)
             rows += _wrong_keys(client, seed)
@@ -102,7 +109,7 @@ def _hostile(client: httpx.Client, server: Server, count: int, seed: int) -> tup
         found = statuses.setdefault(kind, collections.Counter())
         found[status] += 1
         found[503] += again
-        telling[kind] += any(word in text for word in TELLING)
+        telling[kind] += _tells(text)
         if number + 1 in (count // 2, count):
             memory.append(memory_of(server.pids))
         if (number + 1) % 500 == 0:
@@ -110,8 +117,27 @@ def _hostile(client: httpx.Client, server: Server, count: int, seed: int) -> tup
     return [_row(kind, found, telling[kind]) for kind, found in statuses.items()], memory
 
 
+def _tells(text: str) -> bool:
+    return any(word in text for word in TELLING) or _EXCEPTION.search(text) is not None
+
+
+def _sent(port: int, data: bytes) -> tuple[int, str, int]:
+    """The same of bytes that need be no request."""
+    found = b""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        # With a key, so that it comes as far as it can.
+        connection.sendall(data.replace(b"Host: x\r\n", b"Host: x\r\nX-API-Key: " + KEY.encode() + b"\r\n"))
+        connection.shutdown(socket.SHUT_WR)
+        while piece := connection.recv(2**16):
+            found += piece
+    told = re.match(rb"HTTP/1\.[01] (\d{3}) ", found)
+    return int(told[1]) if told else 0, found.decode(errors="replace"), 0
+
+
 def _asked(client: httpx.Client, body: Body) -> tuple[int, str, int]:
     """Status (0 where the connection was cut), what it said, and how often it asked to come again."""
+    if body.raw:
+        return _sent(client.base_url.port or 80, body.data)
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": body.content_type.encode()}
     path = f"/predict?{quote(body.query, safe='=&%')}" if body.query else "/predict"
     for again in range(50):
@@ -127,7 +153,7 @@ def _asked(client: httpx.Client, body: Body) -> tuple[int, str, int]:
 
 def _wrong_keys(client: httpx.Client, seed: int) -> list[dict[str, Any]]:
     """401 for all of them, and for every page but that of health."""
-    image = picture(random.Random(seed))
+    image = good(random.Random(seed))
     wrong: list[dict[str, bytes]] = [
         {},
         {"Authorization": b"Bearer wrong-but-long-enough"},
@@ -147,7 +173,7 @@ def _wrong_keys(client: httpx.Client, seed: int) -> list[dict[str, Any]]:
             content = image if method == "POST" else None
             answer = client.request(method, path, headers=headers, content=content)  # type: ignore[arg-type]
             found[answer.status_code] += 1
-            telling += any(word in answer.text for word in TELLING)
+            telling += _tells(answer.text)
     row = _row("wrong keys", found, telling)
     if set(found) != {401}:
         row["verdict"] = f"not held: {row['statuses']}"
@@ -156,7 +182,8 @@ def _wrong_keys(client: httpx.Client, seed: int) -> list[dict[str, Any]]:
 
 def _row(kind: str, statuses: collections.Counter[int], telling: int) -> dict[str, Any]:
     told = ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items()) if count)
-    fine = all(200 <= status < 300 or 400 <= status < 500 or status == 503 for status, n in statuses.items() if n)
+    allowed = {*range(200, 300), *range(400, 500), 503, *([0] if kind == NO_HTTP else [])}
+    fine = all(status in allowed for status, number in statuses.items() if number)
     return {
         "kind": kind,
         "requests": sum(count for status, count in statuses.items() if status != 503),

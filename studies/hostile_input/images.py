@@ -156,13 +156,17 @@ def other_formats(draw: random.Random) -> bytes:
         return b"GIF89a" + draw.randbytes(100)
 
 
+def _archive(name: str, text: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as opened:
+        opened.writestr(zipfile.ZipInfo(name), text)  # which has a fixed date
+    return file.getvalue()
+
+
 def disguised(draw: random.Random) -> bytes:
     """No image at all: programs, documents, archives."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr("../../evil.txt", "x")
     forms = [
-        archive.getvalue(),
+        _archive("../../evil.txt", "x"),
         b"<!doctype html><script>alert(1)</script>",
         b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><svg>&a;</svg>',
@@ -278,13 +282,14 @@ def unusual_sizes(draw: random.Random) -> bytes:
 
 def polyglot(draw: random.Random) -> bytes:
     """An image that is something else as well: an archive, a page, a script."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr("evil.html", "<script>alert(1)</script>" * 20)
     page = b"<html><script>alert(document.domain)</script></html>"
     kind = draw.choice(SERVED)
     image = encoded(picture(6), kind)
-    forms = [image + archive.getvalue(), image + page, image + b"<?php system($_GET[0]); ?>"]
+    forms = [
+        image + _archive("evil.html", "<script>alert(1)</script>" * 20),
+        image + page,
+        image + b"<?php system($_GET[0]); ?>",
+    ]
     if kind == "PNG":
         forms.append(png.with_chunk(image, png.chunk(b"tEXt", b"Comment\0" + page)))
     elif kind == "JPEG":

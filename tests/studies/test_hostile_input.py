@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from studies.hostile_input.__main__ import main
-from studies.hostile_input.images import KINDS, bodies
+from studies.hostile_input.requests import KINDS, bodies
 from tests.conftest import REPOSITORY
 
 

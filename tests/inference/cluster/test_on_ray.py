@@ -72,6 +72,7 @@ def test_a_node_is_killed_half_way(cluster: Cluster, checkpoint: Path, tmp_path:
     node = cluster.add_node(**NODE)
     (raylet,) = (psutil.Process(process.process.pid) for process in node.all_processes["raylet"])
     events, written = [], 0
+    before = signal.getsignal(signal.SIGTERM)
     for event in run_on(cluster.address, job(shards, tmp_path / "out", checkpoint)):
         events.append(event)
         written += isinstance(event, Written)
@@ -92,6 +93,7 @@ def test_a_node_is_killed_half_way(cluster: Cluster, checkpoint: Path, tmp_path:
     names = [f"some-{number // 6:04}.tar/in/{number:03}" for number in range(72) if number != 3]
     same_rows(found, expected, names)
     assert [line["image"] for line in unreadable_in(tmp_path / "out")] == ["some-0000.tar/in/003"]
+    assert signal.getsignal(signal.SIGTERM) == before  # Ray has one of its own
     cluster.remove_node(node)
 
 

@@ -4,7 +4,9 @@ import collections
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -32,11 +34,22 @@ def run_on(address: str, job: ClusterJob) -> Iterator[Event]:
     Raises:
         ValueError: If no cluster answers.
     """
-    with connected(address):
+    with _signals_kept(), connected(address):
         if address.startswith("ray://"):
             yield from _run_there(job)
         else:
             yield from run(job)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """What SIGTERM did before, it does afterwards: Ray leaves a handler of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
