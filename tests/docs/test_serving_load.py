@@ -1,22 +1,19 @@
-"""The table of load and faults is that of the committed results, and says so where there are none."""
+"""The table of load and faults is that of the committed results."""
 
 import csv
-
-import pytest
 
 from tests.conftest import REPOSITORY
 
 RESULTS = REPOSITORY / "studies" / "results" / "serving_load.csv"
-DOCUMENTS = [REPOSITORY / "docs" / name for name in ("serving.md", "serving-load.md")]
+DOCUMENT = REPOSITORY / "docs" / "serving.md"
 MARKER = "<!-- studies/results/serving_load.csv -->"
 COLUMNS = ("answered_per_second", "share_of_offered", "share_of_engine", "p50_ms", "p99_ms", "p99_batches")
 
 
 def told() -> str:
-    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.is_file()]
-    found = [text for text in texts if MARKER in text]
-    assert len(found) == 1
-    return found[0].partition(MARKER)[2].lstrip().split("\n\n")[0]
+    _, marker, after = DOCUMENT.read_text(encoding="utf-8").partition(MARKER)
+    assert marker
+    return after.lstrip().split("\n\n")[0]
 
 
 def cell(name: str, value: str) -> str:
@@ -29,16 +26,12 @@ def cell(name: str, value: str) -> str:
 
 
 def test_the_table() -> None:
-    if not RESULTS.is_file():
-        assert told() == "Not yet measured."
-        return
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in told().splitlines()[2:]]
     with RESULTS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert lines == [[row["phase"], *(cell(name, row[name]) for name in COLUMNS), row["met"]] for row in rows]
 
 
-@pytest.mark.skipif(not RESULTS.is_file(), reason="not yet measured")
 def test_the_run_was_as_long_as_was_promised() -> None:
     with RESULTS.open(newline="", encoding="utf-8") as file:
         rows = {row["phase"]: row for row in csv.DictReader(file)}

@@ -134,7 +134,6 @@ class _Desk:
         self._server, self._settings, self._decoders = server, settings, decoders
 
     async def predict(self, request: Request, options: Options) -> Response:
-        self._server.admit()
         upload = await receive(request, options)
         about = self._server.model()
         with self._server.room.place() as place:

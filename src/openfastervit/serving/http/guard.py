@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openfastervit.serving.http.keys import Keys
 from openfastervit.serving.http.metrics import Metrics
+from openfastervit.serving.http.room import UnavailableError
 from openfastervit.serving.http.settings import Settings
+from openfastervit.serving.http.worker import PATH
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +41,14 @@ class Guard:
         settings: The limits.
         keys: Those that are taken; None where none is needed.
         metrics: Where answers are counted.
+        admit: Raises ``UnavailableError`` where an image that comes now would not be predicted: under load most
+            requests end with this, and it has to cost little.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys | None, metrics: Metrics) -> None:
-        self._app, self._settings, self._keys, self._metrics = app, settings, keys, metrics
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keys: Keys | None, metrics: Metrics, admit: Callable[[], None]
+    ) -> None:
+        self._app, self._settings, self._keys, self._metrics, self._admit = app, settings, keys, metrics, admit
         self._bodies: set[_Body] = set()
         self.in_flight = 0
 
@@ -91,8 +97,19 @@ class Guard:
             await _say(answer, 413, body.too_large)
         elif not body.complete and not self._room_for(body):
             await _say(answer, 503, "too many requests are on their way in", {"Retry-After": "1"})
+        elif (refused := self._refusal(scope)) is not None:
+            await _say(answer, 503, refused.detail, {"Retry-After": str(refused.retry_after)})
         else:
             await self._app(scope, body.receive, answer.send)
+
+    def _refusal(self, scope: Scope) -> UnavailableError | None:
+        if scope["path"] != PATH or scope["method"] != "POST":
+            return None
+        try:
+            self._admit()
+        except UnavailableError as error:
+            return error
+        return None
 
 
 class _Body:

@@ -52,6 +52,11 @@ class WaitingRoom:
         """Images that are accepted, and not begun."""
         return sum(place.worker is None for place in self._places.values())
 
+    def check(self) -> None:
+        """Raise ``UnavailableError`` if there is no place."""
+        if self.waiting >= self._most:
+            raise UnavailableError("too many images are waiting")
+
     @contextlib.contextmanager
     def place(self) -> Iterator[Place]:
         """A place for as long as the block lasts.
@@ -59,8 +64,7 @@ class WaitingRoom:
         Raises:
             UnavailableError: If too many wait.
         """
-        if self.waiting >= self._most:
-            raise UnavailableError("too many images are waiting")
+        self.check()
         place = Place(asyncio.get_running_loop().create_future())
         self._places[place.uid] = place
         try:

@@ -133,6 +133,7 @@ class Server(litserve.LitServer):
         self.model()
         if self.draining:
             raise UnavailableError("the server is about to end", _RESTART_S)
+        self.room.check()
 
     async def predict(self, place: Place, work: Work) -> Reply:
         """A worker's reply. Whoever no longer waits for it cancels this.

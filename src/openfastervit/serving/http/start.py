@@ -54,7 +54,7 @@ def serve(settings: Settings, keys: Keys | None = None, tell: Callable[[str], No
 
     server = Server(settings, metrics, tell, stop)
     app = create_app(server, metrics, keys=keys is not None, decoders=min(4, os.cpu_count() or 1))
-    guard = Guard(app, settings, keys, metrics)
+    guard = Guard(app, settings, keys, metrics, server.admit)
     config = uvicorn.Config(
         guard,
         http=Protocol,
