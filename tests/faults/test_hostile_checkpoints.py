@@ -105,6 +105,15 @@ def test_functions_by_name(tmp_path: Path, name: str, archived: bool) -> None:
         read_checkpoint(path)
 
 
+def test_an_archive_on_several_disks(tmp_path: Path) -> None:
+    """Found by fuzzing: zipfile has an error of its own for it."""
+    path = tmp_path / "model.pth"
+    end = struct.pack("<4sLQL", b"PK\6\7", 1, 0, 2) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0)
+    path.write_bytes(b"PK\3N." + bytes(100) + end)
+    with pytest.raises(CheckpointError, match=r"model\.pth is"):
+        read_checkpoint(path)
+
+
 # --- More than the file is large --------------------------------------------------------------------------------------
 
 

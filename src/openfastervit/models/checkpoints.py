@@ -7,7 +7,6 @@ import pickle
 import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from openfastervit.layers import HierarchicalAttention
 from openfastervit.models import timm_compat
 from openfastervit.models.layouts import CACHED, released_keys
-from openfastervit.models.plain_files import too_large_inside, unusual_tensor
+from openfastervit.models.plain_files import is_archive, too_large_inside, unusual_tensor
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -256,7 +255,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         # A pickle that is read, whole and refused; bytes that only begin like a zip file are none.
-        if name or head.startswith(b"\x80") or zipfile.is_zipfile(path):
+        if name or head.startswith(b"\x80") or is_archive(path):
             why = f"loading it would run code ({name[1]})" if name else "it is no plain checkpoint, and could run code"
             raise CheckpointError(
                 f"{path} is refused: {why}. Ask its author for safetensors, or save the weights alone: "

@@ -16,6 +16,14 @@ _MOST_SHARING = 4
 """How often tensors may share what is stored: the released layout stores one of its weights under two names."""
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file has the directory of a zip archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # which is_zipfile lets out where a directory says that it lies on several disks
+        return False
+
+
 def too_large_inside(path: Path) -> str | None:
     """Why an archive should not be unpacked, or None. What is no archive is left to who reads it."""
     try:
