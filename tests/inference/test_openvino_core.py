@@ -1,17 +1,29 @@
-"""Signals still have a stack when OpenVINO has come and gone."""
+"""Signals still have a stack when OpenVINO has come and gone; and its threads may go where there is room."""
 
+import contextlib
 import ctypes
 import gc
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
+import torch
 from openvino import opset13
 
+from openfastervit.inference.engines.engine import Settings
+from openfastervit.inference.engines.openvino import build
+from openfastervit.inference.exported import About, _open_openvino
+from openfastervit.inference.graphs import to_openvino
 from openfastervit.inference.openvino_core import kept_signal_stack, openvino_core
+from tests.networks import tiny
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems' plugins leave it alone")
 
@@ -72,3 +84,34 @@ def test_it_is_kept_where_something_fails() -> None:
     with pytest.raises(RuntimeError, match="nowhere"), kept_signal_stack():
         openvino.Core().compile_model(double(), "nowhere")
     assert signal_stack() == before
+
+
+def places_while(work: Callable[[], object], seconds: float) -> set[frozenset[int]]:
+    """Processors that threads of this process may use, looked at again and again while something works."""
+    until = time.monotonic() + seconds
+    seen: set[frozenset[int]] = set()
+    with ThreadPoolExecutor(1) as thread:
+        while time.monotonic() < until:
+            working = thread.submit(work)
+            while not working.done():
+                for task in Path("/proc/self/task").iterdir():
+                    with contextlib.suppress(OSError):  # it has ended
+                        seen.add(frozenset(os.sched_getaffinity(int(task.name))))
+            working.result()
+    return seen
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor leaves no choice")
+@pytest.mark.parametrize("exported", [False, True])
+def test_fewer_threads_than_processors_may_move(exported: bool, tmp_path: Path) -> None:
+    """Else those of two processes would be bound to the same processor: each had half of it, and the other was idle."""
+    network = tiny("fastervit_0").eval()
+    images = torch.zeros(8, 3, 64, 64)
+    if exported:
+        openvino.save_model(to_openvino(network, (64, 64)), tmp_path / "network.xml")
+        about = About("openvino", "fp32", ("a",), {"input_size": (3, 64, 64)}, (64, 64), preprocessing=False)
+        engine = _open_openvino(tmp_path / "network.xml", about, "cpu", 1)
+    else:
+        engine = build(network, Settings(size=(64, 64), batch_size=8, threads=1))
+    engine(images)
+    assert places_while(lambda: engine(images), 2) == {frozenset(os.sched_getaffinity(0))}

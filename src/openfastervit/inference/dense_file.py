@@ -14,7 +14,7 @@ from torch import Tensor
 from openfastervit.inference.checkpoint import COMMANDS
 from openfastervit.inference.engines.engine import Precision, require
 from openfastervit.inference.exported import KEY, PRECISIONS, SUFFIXES, ExportedFileError
-from openfastervit.inference.openvino_core import openvino_core
+from openfastervit.inference.openvino_core import may_pin, openvino_core
 
 DenseFormat = Literal["onnx", "openvino"]
 DENSE_FORMATS: tuple[DenseFormat, ...] = get_args(DenseFormat)
@@ -206,6 +206,7 @@ def _open_openvino(path: Path, threads: int) -> tuple[str | None, _Run]:
         ) from error
     settings = {
         properties.inference_num_threads(): threads,
+        hint.enable_cpu_pinning(): may_pin(threads),
         hint.inference_precision(): openvino.Type.f32,  # it would take bfloat16 where the CPU has it
         hint.performance_mode(): hint.PerformanceMode.LATENCY,
     }

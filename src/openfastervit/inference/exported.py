@@ -24,7 +24,7 @@ from openfastervit.inference.engines.engine import (
     check_batch,
     require,
 )
-from openfastervit.inference.openvino_core import openvino_core
+from openfastervit.inference.openvino_core import may_pin, openvino_core
 from openfastervit.inference.preprocessing import PixelEngine
 
 Format = Literal["onnx", "openvino", "torch", "tensorrt"]
@@ -308,8 +308,10 @@ def _open_openvino(path: Path, about: About, device: str, threads: int | None) -
         raise EngineError(f"OpenVINO runs on the CPU here, not on {device!r}; choose device='cpu'")
     # A file of fp16 holds its weights so; CPUs without such arithmetic compute in float32.
     kind = "f32" if about.precision == "fp16" else arithmetic(about.precision)
+    threads = threads or torch.get_num_threads()
     settings = {
-        properties.inference_num_threads(): threads or torch.get_num_threads(),
+        properties.inference_num_threads(): threads,
+        hint.enable_cpu_pinning(): may_pin(threads),
         hint.inference_precision(): getattr(openvino.Type, kind),
         hint.performance_mode(): hint.PerformanceMode.LATENCY,
     }

@@ -1,4 +1,5 @@
-"""OpenVINO's ``Core``, one for the process, that leaves the stack of signal handlers as it was.
+"""OpenVINO's ``Core``, one for the process, that leaves the stack of signal handlers as it was; and which processors
+its threads may keep.
 
 OpenVINO's CPU plugin gives the thread that loads it another stack for signal handlers (the registers of AMX need much
 room), and puts the one before back when the plugin goes. Each ``Core`` loads a plugin of its own. Where the first of
@@ -9,6 +10,7 @@ without a word: that of a data loader's worker that is done, for one.
 import contextlib
 import ctypes
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +31,15 @@ def openvino_core() -> Any:
     with kept_signal_stack():
         core.get_property("CPU", "FULL_DEVICE_NAME")
     return core
+
+
+def may_pin(threads: int) -> bool:
+    """Whether threads may be bound to processors: only where they are as many as this process may use.
+
+    OpenVINO binds them to the first ones, in each process. Two processes with a thread each, as a cluster or a server
+    with workers has them, would share the first processor and leave the second idle.
+    """
+    return hasattr(os, "sched_getaffinity") and threads >= len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager

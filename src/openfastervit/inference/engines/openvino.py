@@ -18,7 +18,7 @@ from openfastervit.inference.engines.engine import (
     deployable,
 )
 from openfastervit.inference.graphs import to_openvino
-from openfastervit.inference.openvino_core import openvino_core
+from openfastervit.inference.openvino_core import may_pin, openvino_core
 from openfastervit.inference.quantise import quantise_openvino
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class OpenVINOEngine:
             {
                 properties.num_streams(): streams,
                 properties.inference_num_threads(): settings.cores,
+                hint.enable_cpu_pinning(): may_pin(settings.cores),
                 hint.inference_precision(): getattr(openvino.Type, arithmetic(settings.precision)),
             },
         )
