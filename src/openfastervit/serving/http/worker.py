@@ -3,6 +3,7 @@
 Only ``Settings`` and strings go to a worker when it starts; what it says of its model comes back in ``told``.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -117,7 +118,7 @@ class Api(litserve.LitAPI):
                 precision=settings.precision,
                 device=self._device(),
                 batch_size=settings.max_batch,
-                tell=lambda line: print(f"fastervit: {line}", file=sys.stderr, flush=True),
+                tell=_tell,
             )
             model.run([Image.new(model.prepare.mode, (64, 64))])  # what is made ready with the first image is ready
         except (OSError, ValueError, MemoryError) as error:
@@ -194,6 +195,11 @@ class Api(litserve.LitAPI):
     def encode_response(self, output: Reply) -> Reply:
         """Written it is already."""
         return output
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # a disk that is full takes no lines; images it needs not
+        print(f"fastervit: {line}", file=sys.stderr, flush=True)
 
 
 def _index() -> int:
